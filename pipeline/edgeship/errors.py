@@ -1,0 +1,96 @@
+"""Every fatal error of the pipeline, with the exit code each one ends a command with.
+
+EdgeshipError
+├── UsageError         2  the command line asks for something that cannot be
+├── RecipeError        3  a recipe does not parse, validate or exist
+├── PlanError          4  recipe and checkpoint contradict each other, or the limits given
+├── SourceError        5  the hub (or the network) did not give the checkpoint
+├── CheckpointError    6  files of the checkpoint are missing, damaged or refused
+├── ArchitectureError  7  config.json describes a model that is not known
+├── ArtifactError      8  an artifact or output directory is not what it should be
+├── ResourceError      9  disk or memory ran out
+└── DependencyError   10  an optional package is needed and not installed
+
+Exit code 1 is left to defects of edgeship itself, and 130 to an interrupt by the user.
+The runtime's own errors and codes live in `edgeship_runtime.errors`.
+"""
+
+from __future__ import annotations
+
+
+class EdgeshipError(Exception):
+    """A failure with a message for the user: what was expected, what was found, what follows, and a hint."""
+
+    exit_code = 1
+    kind = "error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
+
+
+class UsageError(EdgeshipError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+    kind = "usage"
+
+
+class RecipeError(EdgeshipError):
+    """A recipe does not parse, validate or exist."""
+
+    exit_code = 3
+    kind = "recipe"
+
+
+class PlanError(EdgeshipError):
+    """Recipe and checkpoint contradict each other, or the limits given."""
+
+    exit_code = 4
+    kind = "plan"
+
+
+class SourceError(EdgeshipError):
+    """The hub, or the network on the way to it, did not give the checkpoint."""
+
+    exit_code = 5
+    kind = "source"
+
+
+class CheckpointError(EdgeshipError):
+    """Files of the checkpoint are missing, damaged or refused."""
+
+    exit_code = 6
+    kind = "checkpoint"
+
+
+class ArchitectureError(EdgeshipError):
+    """config.json describes a model that is not known."""
+
+    exit_code = 7
+    kind = "architecture"
+
+
+class ArtifactError(EdgeshipError):
+    """An artifact or an output directory is not what it should be."""
+
+    exit_code = 8
+    kind = "artifact"
+
+
+class ResourceError(EdgeshipError):
+    """Disk or memory ran out."""
+
+    exit_code = 9
+    kind = "resource"
+
+
+class DependencyError(EdgeshipError):
+    """An optional package is needed and not installed."""
+
+    exit_code = 10
+    kind = "dependency"

@@ -1,0 +1,336 @@
+"""A recipe: which checkpoint becomes which artifact. Frozen models, read from YAML with every error at once.
+
+`read_recipe` is the one way from a file to a `Recipe`. What a value may be stands in the models below and nowhere
+else: validation, the messages, the JSON Schema (`schema.py`) and the reference in the README (`docs.py`) read it there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from edgeship import yaml_source
+from edgeship.encodings import Encoding, WeightType, encoding_of
+from edgeship.errors import RecipeError, UsageError
+from edgeship.fields import did_you_mean, explain, found
+from edgeship.yaml_source import Document, KeyPath, Problem
+
+Host = Literal["huggingface", "modelscope", "local"]
+Format = Literal["onnx"]
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""What a recipe may be called: its name becomes a directory, so nothing that a path gives a meaning to."""
+
+REPO = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
+BUILTIN = "builtin"
+"""The `source.path` that stands for the tiny checkpoint inside this package."""
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # strict mode takes no list for a tuple
+
+
+def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(value)) != len(value):
+        raise PydanticCustomError("repeated", "expected each value once, found one twice")
+    return value
+
+
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise PydanticCustomError("one_line", "expected one line of text, found a line break or control character")
+    return value
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Line = Annotated[str, Field(max_length=300), AfterValidator(_one_line)]
+
+
+class Source(_Frozen):
+    """Where the checkpoint comes from."""
+
+    host: Host = Field(
+        default="huggingface", description="who serves the checkpoint; `local` is a directory on this machine"
+    )
+    repo: str = Field(
+        pattern=REPO,
+        max_length=200,
+        description="`owner/name` on the host; for a local directory the model it holds (it becomes `base_model`)",
+    )
+    revision: Annotated[Line, Field(min_length=1)] = Field(
+        default="main", description="branch, tag or commit; the commit it stood for is recorded in the artifact"
+    )
+    path: Annotated[Line, Field(min_length=1)] | None = Field(
+        default=None,
+        description="the directory, when host is `local`: absolute, or relative to the recipe's file; "
+        "`builtin` is the tiny checkpoint inside edgeship",
+    )
+
+    @model_validator(mode="after")
+    def _path_when_local(self) -> Self:
+        if self.host == "local" and self.path is None:
+            raise PydanticCustomError("missing_path", "missing key 'path': a local source needs its directory")
+        if self.host != "local" and self.path is not None:
+            text = "'path' goes with `host: local` only; remove it, or set the host"
+            raise PydanticCustomError("path_not_local", text, {"key": "path"})
+        return self
+
+
+class Scheme(_Frozen):
+    """How weights are stored, by the part of the model they belong to; norms and biases stay float32."""
+
+    body: WeightType = Field(default="int4", description="the linear layers of attention and feed-forward")
+    embeddings: WeightType = Field(default="int8", description="the token embedding table")
+    head: WeightType = Field(
+        default="int8",
+        description="the output projection; a tied model stores it and the embeddings once if both types agree",
+    )
+    group_size: Literal[32, 64, 128] = Field(
+        default=32, description="input elements that share a scale, for int4 and int8; GGUF can store 32 only"
+    )
+
+    def encoding(self, part: Literal["body", "embeddings", "head"]) -> Encoding:
+        """The encoding of a part's weights."""
+        kinds: dict[str, WeightType] = {"body": self.body, "embeddings": self.embeddings, "head": self.head}
+        return encoding_of(kinds[part], self.group_size)
+
+
+class RopeScaling(_Frozen):
+    """Rotary embedding scaled for longer context, in place of what config.json says."""
+
+    type: Literal["yarn"] = Field(description="the method: YaRN, arXiv:2309.00071")
+    factor: float = Field(gt=1, le=64, description="how many times longer the context becomes")
+    original_max_position_embeddings: int = Field(
+        ge=1, le=1 << 20, description="the context length the model was trained with"
+    )
+
+    def block(self) -> dict[str, Any]:
+        """The scaling as config.json's `rope_scaling` writes it."""
+        return {
+            "rope_type": self.type,
+            "factor": self.factor,
+            "original_max_position_embeddings": self.original_max_position_embeddings,
+        }
+
+
+class Sampling(_Frozen):
+    """Defaults the runtime samples with when the caller says nothing; each one at its default has no effect."""
+
+    temperature: float = Field(default=1.0, ge=0, le=10, description="divides the logits; 0 takes the likeliest token")
+    top_k: int = Field(default=0, ge=0, le=1 << 20, description="keep the k likeliest tokens; 0 keeps all")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="keep the likeliest tokens that reach this probability together"
+    )
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="keep tokens at least this likely relative to the likeliest"
+    )
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10, description="divides the logit of a token seen before")
+    presence_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="subtracted from the logit of a token seen before"
+    )
+
+
+class Accept(_Frozen):
+    """Limits the artifact must stay under."""
+
+    size_mb: float | None = Field(
+        default=None, gt=0, le=1e6, description="size of the artifact on disk, in MB of 10^6 bytes"
+    )
+
+
+class Recipe(_Frozen):
+    """One checkpoint, made into one artifact per format."""
+
+    name: str = Field(pattern=NAME, description="the file's name without .yaml; the artifact's directory has it too")
+    description: Line = Field(default="", description="one line that says what the artifact is")
+    source: Source = Field(description="where the checkpoint comes from")
+    model: dict[str, Any] | None = Field(
+        default=None,
+        description="fields of the checkpoint's config.json, so that `plan` downloads nothing; `export` checks them",
+    )
+    scheme: Scheme = Field(default=Scheme(), description="how each part of the model is stored")
+    formats: Annotated[tuple[Format, ...], BeforeValidator(_tuple), AfterValidator(_distinct)] = Field(
+        default=("onnx",), min_length=1, description="the formats to write"
+    )
+    context: int = Field(
+        default=4096,
+        ge=16,
+        le=1 << 20,
+        description="tokens the KV cache holds at run time unless the caller says otherwise",
+    )
+    logits: Literal["last", "all"] = Field(
+        default="last",
+        description="positions the model answers logits for: the last of each sequence, or all (perplexity)",
+    )
+    rope_scaling: RopeScaling | None = Field(default=None, description="scales the rotary embedding for longer context")
+    sampling: Sampling = Field(default=Sampling(), description="default sampling parameters")
+    accept: Accept = Field(default=Accept(), description="limits the artifact must stay under")
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as JSON values, for the manifest; without `source.path`, which means nothing elsewhere."""
+        return self.model_dump(mode="json", exclude={"source": {"path"}})
+
+
+KEYS = ("extends", *(f for f in Recipe.model_fields if f != "name"))
+"""The top-level keys of a recipe's file."""
+
+
+def read_recipe(path: Path, catalogue: Mapping[str, Path] | None = None) -> Recipe:
+    """The recipe in a YAML file; `catalogue` is where `extends: name` looks, after the file's own directory.
+
+    A local `source.path` comes back absolute. Raises RecipeError with every problem of the file and its line.
+    """
+    document = _load(path)
+    if not re.fullmatch(NAME, path.stem):
+        text = f"the recipe is called {found(path.stem)} after its file; expected letters, digits, '.', '_' and '-'"
+        document.problems.append(Problem(document.start, text))
+    problems = list(document.problems)
+    recipe = None
+    if document.data is not None:
+        document, whole = _extended(document, path, catalogue or {}, problems)
+        recipe = _validated(document, path.stem, problems)
+        if not whole:  # what the base might hold is not missing
+            problems = [p for p in problems if not p.text.startswith("missing key")]
+    if problems or recipe is None:
+        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise RecipeError(
+            f"{path}: {count}; nothing was done.\n{yaml_source.show(problems)}",
+            hint="the fields of a recipe: README.md, or `edgeship schema` for an editor that completes them",
+        )
+    return recipe
+
+
+def chosen_formats(recipe: Recipe, asked: Sequence[str]) -> tuple[str, ...]:
+    """The formats to write: those asked for, of the recipe's, or all of these. Raises UsageError at another one."""
+    for name in asked:
+        if name not in recipe.formats:
+            text = f"--format: expected one of {', '.join(recipe.formats)}, found {found(name)}"
+            raise UsageError(
+                f"{text}{did_you_mean(name, recipe.formats)}.", hint=f"the recipe {recipe.name} says formats"
+            )
+    return tuple(dict.fromkeys(asked)) or recipe.formats
+
+
+def _load(path: Path) -> Document:
+    if path.suffix not in (".yaml", ".yml"):
+        raise RecipeError(
+            f"{path}: expected the path of a recipe, ending in .yaml, found one that does not.",
+            hint="`edgeship recipes` lists the catalogue; a recipe of your own is a YAML file",
+        )
+    try:
+        if not path.is_file():
+            what = "a directory" if path.is_dir() else "nothing of that kind" if path.exists() else "no such file"
+            raise RecipeError(
+                f"{path}: expected a recipe (a YAML file), found {what}.",
+                hint="`edgeship recipes` lists the catalogue; a path to a file ends in .yaml",
+            )
+        return yaml_source.read(path)
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else str(e)
+        raise RecipeError(f"{path}: cannot be read: {reason}.", hint="check the path and its permissions") from e
+
+
+def _extended(
+    document: Document, path: Path, catalogue: Mapping[str, Path], problems: list[Problem]
+) -> tuple[Document, bool]:
+    """The document laid over the one it extends, and whether that worked; without `extends`, itself."""
+    assert document.data is not None
+    if "extends" not in document.data:
+        return document, True
+    value, place = document.data["extends"], document.place(("extends",))
+
+    def refused(text: str) -> tuple[Document, bool]:
+        problems.append(Problem(place, f"extends: {text}"))
+        return document, False
+
+    if not isinstance(value, str) or not value:
+        return refused(f"expected the name or path of a recipe, found {found(value)}")
+    try:
+        base_path = _base_path(value, path, catalogue)
+        if base_path is None:
+            names = {*catalogue, *(p.stem for p in path.parent.glob("*.yaml"))} - {path.stem}
+            return refused(f"no recipe is called {found(value)}{did_you_mean(value, sorted(names))}")
+        base = _load(base_path)
+        if base_path.samefile(path):
+            return refused("this is the recipe itself; name another one, or remove the key")
+    except (OSError, ValueError, RecipeError) as e:
+        return refused(e.message if isinstance(e, RecipeError) else str(e))
+    problems += base.problems
+    if base.data is None:
+        return document, False
+    if "extends" in base.data:
+        above = found(base.data["extends"])
+        return refused(f"{found(value)} itself extends {above}; one level is allowed: extend {above}")
+    return _merged(base, document), True
+
+
+def _base_path(value: str, path: Path, catalogue: Mapping[str, Path]) -> Path | None:
+    if "/" in value or value.endswith((".yaml", ".yml")):
+        return path.parent / value
+    if not re.fullmatch(NAME, value):
+        return None
+    beside = path.parent / f"{value}.yaml"
+    return beside if beside.is_file() else catalogue.get(value)
+
+
+def _merged(base: Document, over: Document) -> Document:
+    """`over` laid over `base`: mappings key by key, one level deep; anything else replaces."""
+    assert base.data is not None
+    assert over.data is not None
+    data = {k: v for k, v in base.data.items() if k != "extends"}
+    replaced: set[KeyPath] = set()  # paths whose places in the base no longer count
+    for key, value in over.data.items():
+        below = data.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            data[key] = {**below, **value}
+            replaced |= {(key, inner) for inner in value}
+        elif key != "extends":
+            data[key] = value
+            replaced.add((key,))
+    keys, values = (
+        {p: place for p, place in places.items() if p[:1] not in replaced and p[:2] not in replaced}
+        for places in (base.keys, base.values)
+    )
+    return Document(over.source, data, keys | over.keys, values | over.values)
+
+
+def _validated(document: Document, name: str, problems: list[Problem]) -> Recipe | None:
+    assert document.data is not None
+    data = {k: v for k, v in document.data.items() if k != "extends"}
+    if "name" in data:
+        text = "unknown key 'name'; a recipe is called after its file"
+        problems.append(Problem(document.place(("name",), key=True), text))
+    safe = name if re.fullmatch(NAME, name) else "recipe"  # the unsafe name is a problem already
+    try:
+        recipe = Recipe.model_validate(data | {"name": safe})
+    except ValidationError as e:
+        for error in e.errors(include_url=False):
+            path = (*error["loc"], *(k for k in [error.get("ctx", {}).get("key")] if k))
+            place = document.place(path, key=error["type"] in ("extra_forbidden", "path_not_local"))
+            problems.append(Problem(place, explain(Recipe, dict(error), KEYS)))
+        return None
+    return _located(recipe, document, problems)
+
+
+def _located(recipe: Recipe, document: Document, problems: list[Problem]) -> Recipe:
+    """The recipe with a local path made absolute, relative to the file that says it."""
+    if recipe.source.path is None:
+        return recipe
+    place = document.place(("source", "path"))
+    if recipe.source.path == BUILTIN:
+        absolute = Path(__file__).parent / "tiny" / "checkpoint"
+    else:
+        try:
+            absolute = (Path(place.source.name).parent / Path(recipe.source.path).expanduser()).resolve()
+        except (OSError, RuntimeError, ValueError) as e:
+            problems.append(Problem(place, f"source.path: expected a directory, but {e}"))
+            return recipe
+    return recipe.model_copy(update={"source": recipe.source.model_copy(update={"path": str(absolute)})})

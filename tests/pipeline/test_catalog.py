@@ -1,0 +1,116 @@
+"""The catalogue: every recipe in it is whole, named well, and found by name or path."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from edgeship import catalog, yaml_source
+from edgeship.errors import RecipeError
+from edgeship.plan import make_plan, read_plan
+from edgeship.schema import recipe_schema
+
+QWEN = [
+    *(f"qwen2.5-{size}" for size in ("0.5b", "1.5b", "3b", "7b", "coder-1.5b", "math-1.5b")),
+    *(f"qwen3-{size}" for size in ("0.6b", "1.7b", "4b", "8b")),
+]
+PUBLISHED = {  # parameters in billions, from the model cards
+    "qwen2.5-0.5b": 0.49,
+    "qwen2.5-1.5b": 1.54,
+    "qwen2.5-3b": 3.09,
+    "qwen2.5-7b": 7.61,
+    "qwen2.5-coder-1.5b": 1.54,
+    "qwen2.5-math-1.5b": 1.54,
+    "qwen3-0.6b": 0.6,
+    "qwen3-1.7b": 1.7,
+    "qwen3-4b": 4.0,
+    "qwen3-8b": 8.2,
+}
+
+
+def test_the_catalogue_is_what_was_promised() -> None:
+    assert catalog.names() == sorted(f"{m}-{t}" for m in [*QWEN, "tiny"] for t in ("int4", "int8"))
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_a_recipe_opens_with_the_command_that_runs_it(name: str) -> None:
+    assert catalog.paths()[name].read_text().startswith(f"# edgeship export {name}\n")
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_a_recipe_is_valid_by_the_schema_too(name: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    data = yaml_source.parse(catalog.paths()[name].read_bytes(), name).data
+    jsonschema.Draft202012Validator(recipe_schema()).validate(data)
+
+
+@pytest.mark.parametrize("name", [n for n in catalog.names() if not n.startswith("tiny")])
+def test_a_recipe_plans_without_a_download(name: str) -> None:
+    recipe = catalog.find(name)
+    plan = read_plan(recipe)
+    model = name.rpartition("-")[0]
+    assert plan.conflicts == ()
+    assert plan.parameters / 1e9 == pytest.approx(PUBLISHED[model], rel=0.02)
+    assert recipe.scheme.body == name.rpartition("-")[2]
+    assert recipe.scheme.embeddings == recipe.scheme.head == "int8"
+    assert plan.shared_head is plan.decoder.tied
+    assert recipe.source.repo.lower().startswith(f"qwen/{model}")
+    assert recipe.accept.size_mb is not None
+    assert 0.9 < plan.size_bytes / 1e6 / recipe.accept.size_mb < 1
+
+
+def test_int8_differs_from_int4_by_the_body_alone() -> None:
+    for model in [*QWEN, "tiny"]:
+        four, eight = catalog.find(f"{model}-int4"), catalog.find(f"{model}-int8")
+        same = {"description", "name", "accept", "scheme"}
+        assert four.model_dump(exclude=same) == eight.model_dump(exclude=same)
+        assert eight.scheme == four.scheme.model_copy(update={"body": "int8"})
+
+
+def test_all_plans_take_less_than_a_second() -> None:
+    catalog.find("qwen2.5-0.5b-int4")  # imports are not counted
+    started = time.process_time()
+    for name in catalog.names():
+        recipe = catalog.find(name)
+        if recipe.model is not None:
+            make_plan(recipe, recipe.model)
+    assert time.process_time() - started < 1.0
+
+
+def test_find_takes_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: qwen3-0.6b-int4\ncontext: 512\n")
+    assert catalog.find(str(tmp_path / "mine.yaml")).context == 512
+    monkeypatch.chdir(tmp_path)
+    assert catalog.find("mine.yaml").name == "mine"
+    with pytest.raises(RecipeError, match=r"for the file in this directory: mine\.yaml"):
+        catalog.find("mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("qwen2.5-0.5b-int", "did you mean 'qwen2.5-0.5b-int"),
+        ("QWEN3-0.6B-INT4", "did you mean 'qwen3-0.6b-int4'"),
+        ("", "no recipe is called ''"),
+        ("..", "no recipe is called '..'"),
+        ("../../etc/passwd", "ending in .yaml, found one that does not"),
+        ("../nowhere.yaml", "found no such file"),
+        ("x" * 5000, "no recipe is called"),
+        ("a\0b", "no recipe is called"),
+        ("a\0b.yaml", "a recipe (a YAML file), found no such file"),
+    ],
+)
+def test_what_is_not_there_is_refused(name: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        catalog.find(name)
+    assert says in str(caught.value)
+    assert caught.value.hint
+
+
+def test_an_installed_wheel_brings_its_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "_recipes").mkdir()
+    (tmp_path / "_recipes" / "only.yaml").write_text("source: {repo: a/b}\n")
+    monkeypatch.setattr(catalog, "_PACKAGE", tmp_path)
+    assert catalog.names() == ["only"]

@@ -188,7 +188,8 @@ class Config:
         if not any(value == k and type(value) is type(k) for k in known):
             listed = ", ".join(repr(k) for k in known)
             raise ArchitectureError(
-                f"{self.file}: {key}: found {value!r}, known: {listed}. Exporting it as a known value would change the model.",
+                f"{self.file}: {key}: found {value!r}, known: {listed}. "
+                "Exporting it as a known value would change the model.",
                 hint="this variant needs support in edgeship/archs; no artifact can be made from it yet",
             )
         return value

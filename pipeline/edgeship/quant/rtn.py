@@ -6,6 +6,8 @@ the group's largest element, so that element sits at code 0, the one code withou
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +20,8 @@ def quantize(raw: Raw, bits: int, group: int) -> QuantizedRows:
     """Stored rows `[rows, columns]` on the grid of `bits` (4 or 8) and `group`, which must divide the columns."""
     rows, columns = raw.shape
     # One transposing copy in the (narrow) storage dtype; every step after it runs along long contiguous lines.
-    values = widen(np.array(raw.reshape(rows * columns // group, group).T, order="C"))
+    by_position = np.array(raw.reshape(rows * columns // group, group).T, order="C")
+    values = widen(cast(Raw, by_position))
     with np.errstate(invalid="ignore"):  # a NaN or infinity ends in its group's scale, where the caller looks for it
         codes, scales = (_int4 if bits == 4 else _int8)(values)
     return QuantizedRows(bits, rows, codes, scales)
@@ -46,7 +49,7 @@ def _int8(x: Floats) -> tuple[NDArray[np.uint8], Floats]:
 def _signed_extreme(x: Floats) -> Floats:
     """Per column, the element of largest magnitude with its sign; the first one where several tie."""
     high, low = x.max(axis=0), x.min(axis=0)
-    extreme = np.where(high >= -low, high, low)
+    extreme: Floats = np.where(high >= -low, high, low)
     ties = np.flatnonzero((high == -low) & (high != 0))
     if ties.size:
         columns = x[:, ties]

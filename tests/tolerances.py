@@ -1,0 +1,42 @@
+"""Every tolerance of the test suite, a constant each, with its reason."""
+
+FLOAT32_LOGITS = 1e-5
+"""Of the largest logit: one attention layer in float32, onnxruntime's kernels against numpy's order of summation."""
+
+PROBABILITIES = 1e-4
+"""Relative: float32 exponentials of scores up to 30 in size, rounded once in another order than transformers'."""
+
+NUCLEUS_EDGE = 1e-3
+"""Of the tokens kept: how many may be kept or cut otherwise by top-p where a float32 running sum has rounded."""
+
+DRAWS = 4.5
+"""Standard deviations of a binomial count: once in 150,000 honest runs, and the seed is fixed."""
+
+SAMPLING_SECONDS = 2e-3
+"""Per token of a vocabulary of 151,936: a tenth of a decode step at 50 tokens/s."""
+
+UNDERFLOW = 1e-30
+"""Probabilities below are nothing: float32 weights end at 1e-45 and transformers' float64 ones do not."""
+
+EXPORTED_LOGITS = 1e-4
+"""Exported float32 graph against transformers in float32, eager attention: largest difference relative to the largest
+logit. Both sum the same float32 products in another order; measured 1e-6 on tiny models, and real depths add."""
+
+INT8_ACTIVATIONS_RMS = 0.03
+"""int4 and int8 graphs against float32 on the dequantized weights, root mean square. `accuracy_level=4` rounds
+activations to 8 bits per block of 32: about 0.5 % noise per product, growing with every layer."""
+
+SAME_KERNELS = 1e-5
+"""The same graph through two hosts of the same onnxruntime kernels: only the threads' split of sums may differ."""
+
+IMPORT_SECONDS = 0.1
+"""CPU time of `import edgeship_runtime` in a fresh interpreter: what a command line may take before its own work."""
+
+REFERENCE_LOGITS = 1e-5
+"""Of the largest logit: the streamed numpy pass against transformers in float32 (measured on tiny models: 7e-7)."""
+
+REFERENCE_STD = 1e-5
+"""Relative: a standard deviation from float64 sums of pieces, against numpy's over the whole vocabulary."""
+
+GOLDEN_DECIMALS = 1e-4
+"""Golden logits of about 3 are written with four decimals: half a unit of the last, and float32 noise."""

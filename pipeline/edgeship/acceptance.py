@@ -1,0 +1,187 @@
+"""The acceptance test that travels with an artifact: conversations rendered and tokenized, and golden continuations.
+
+`acceptance/chats.json` shows whether a runtime's template engine and tokenizer do what this machine's did;
+`acceptance/golden.json` whether its kernels do: the logits are those of a float32 pass over the artifact's own weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from tokenizers import Tokenizer
+
+from edgeship.archs.base import Decoder
+from edgeship.reference.forward import Pass, top_logits
+from edgeship.reference.weights import Weights
+from edgeship_runtime.acceptance import CHATS, DATE_STRING, GOLDEN
+from edgeship_runtime.chat import ChatTemplate
+from edgeship_runtime.errors import TemplateError
+
+CASES = Path(__file__).with_suffix(".yaml")
+SCHEMA = 1
+
+LAST_POSITIONS = 8  # of each prompt, whose logits are kept
+TOP = 5  # logits kept at each position
+
+# Passes over all weights cost CPU time that grows with the model; each gives every prompt one more token. At 2.5e9
+# weights the golden cases of 0.5B take about 2.5 CPU seconds and those of 1.5B about 4, a part of their whole export.
+WORK_WEIGHTS = 2.5e9
+FEWEST_TOKENS, MOST_TOKENS = 2, 24
+LARGE_MODEL = 100_000_000  # weights from which only the first prompts are continued
+LARGE_MODEL_PROMPTS = 4
+
+# A token may part from the golden one where the two logits are closer than this share of the logits' standard
+# deviation. Quantized: onnxruntime's kernels (MatMulNBits, accuracy_level 4) round activations to int8. Measured on x86
+# with 28 layers of Qwen2.5-1.5B's shape, a logit is off by 0.04 to 0.05 of that deviation, so the difference of two by
+# 0.07, and 0.3 is about four of those. Float: only the order of summation differs, errors are below 1e-4.
+TIE_TOLERANCE_QUANTIZED = 0.3
+TIE_TOLERANCE_FLOAT = 0.001
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids to continue, under the name of their case."""
+
+    name: str
+    ids: tuple[int, ...]
+
+
+@dataclass
+class _Case:
+    """One prompt on its way: tokens chosen so far, and what the logits were at each position kept."""
+
+    prompt: Prompt
+    continuation: list[int] = field(default_factory=list)
+    positions: list[dict[str, Any]] = field(default_factory=list)
+    ended: bool = False
+
+
+def write_chats(directory: Path, template: ChatTemplate | None, tokenizer: Tokenizer) -> Path:
+    """Write `acceptance/chats.json`: every conversation through the template, and its token ids.
+
+    A conversation that the template refuses is kept with its error; without a template there are no cases.
+    """
+    cases = [_render(case, template, tokenizer) for case in _cases()["chats"]] if template else []
+    return _write(directory / CHATS, {"schema": SCHEMA, "cases": cases})
+
+
+def _render(case: Mapping[str, Any], template: ChatTemplate, tokenizer: Tokenizer) -> dict[str, Any]:
+    given = {
+        "messages": case["messages"],
+        "tools": case.get("tools"),
+        "enable_thinking": case.get("enable_thinking"),
+        "add_generation_prompt": case.get("add_generation_prompt", True),
+    }
+    out = {"name": case["name"], **given}
+    try:
+        rendered = template.render(**given, date_string=DATE_STRING)
+    except TemplateError as error:
+        return out | {"error": error.message}
+    return out | {"rendered": rendered, "token_ids": tokenizer.encode(rendered, add_special_tokens=False).ids}
+
+
+def prompts(template: ChatTemplate | None, tokenizer: Tokenizer) -> list[Prompt]:
+    """The prompts to continue as token ids; the chats among them only where a template takes them."""
+    out = []
+    for case in _cases()["prompts"]:
+        if "text" in case:
+            ids = tokenizer.encode(case["text"], add_special_tokens=True).ids
+        else:
+            ids = _render(case, template, tokenizer).get("token_ids", []) if template else []
+        if ids:
+            out.append(Prompt(case["name"], tuple(ids)))
+    return out
+
+
+def write_golden(
+    directory: Path,
+    decoder: Decoder,
+    weights: Weights,
+    prompts: Sequence[Prompt],
+    *,
+    stop: Collection[int],
+    context: int,
+    tie_tolerance: float,
+    threads: int | None = None,
+) -> Path:
+    """Write `acceptance/golden.json`: greedy continuations and top logits of a float32 pass over `weights`.
+
+    Of `prompts` those are taken that fit into `context` positions with their continuation, and few of a large model's;
+    a token of `stop` ends one.
+    """
+    size = sum(int(np.prod(role.shape)) for role in decoder.roles())
+    tokens = golden_tokens(size)
+    fitting = [p for p in prompts if len(p.ids) + tokens <= context]
+    cases = [_Case(p) for p in (fitting[:LARGE_MODEL_PROMPTS] if size >= LARGE_MODEL else fitting)]
+    with Pass(decoder, weights, len(cases), threads) as run:
+        for step in range(tokens):
+            if all(case.ended for case in cases):
+                break
+            _advance(run, cases, first=step == 0, stop=stop)
+    return _write(
+        directory / GOLDEN,
+        {
+            "schema": SCHEMA,
+            "made_with": "float32 reference pass over the dequantized weights",
+            "tie_tolerance": tie_tolerance,
+            "cases": [
+                {
+                    "name": case.prompt.name,
+                    "prompt_ids": list(case.prompt.ids),
+                    "continuation": case.continuation,
+                    "positions": case.positions,
+                }
+                for case in cases
+            ],
+        },
+    )
+
+
+def golden_tokens(weights: int) -> int:
+    """Tokens each golden prompt is continued by, for a model of so many weights."""
+    return int(min(MOST_TOKENS, max(FEWEST_TOKENS, WORK_WEIGHTS // weights)))
+
+
+def _advance(run: Pass, cases: Sequence[_Case], *, first: bool, stop: Collection[int]) -> None:
+    """Run every case's new tokens, keep the logits of the last ones, and choose each case's next token."""
+    new = [list(c.prompt.ids) if first else [] if c.ended else c.continuation[-1:] for c in cases]
+    kept = [min(LAST_POSITIONS, len(tokens)) for tokens in new]
+    hidden = run.extend(new)
+    ends = np.cumsum([len(tokens) for tokens in new])
+    rows = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, kept, strict=True)])
+    top = top_logits(run, hidden[rows], TOP)
+    at = 0
+    for case, count in zip(cases, kept, strict=True):
+        last = len(case.prompt.ids) + len(case.continuation) - 1
+        for i in range(count):
+            case.positions.append(
+                {
+                    "index": last - count + 1 + i,
+                    "top_ids": top.ids[at + i].tolist(),
+                    "top_logits": [round(float(v), 4) for v in top.values[at + i]],
+                    "std": round(float(top.std[at + i]), 4),
+                }
+            )
+        at += count
+        if count:
+            case.continuation.append(int(top.ids[at - 1, 0]))
+            case.ended = case.continuation[-1] in stop
+
+
+@cache
+def _cases() -> dict[str, Any]:
+    cases: dict[str, Any] = yaml.safe_load(CASES.read_text(encoding="utf-8"))
+    return cases
+
+
+def _write(file: Path, value: Any) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    return file

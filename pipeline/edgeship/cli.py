@@ -1,0 +1,202 @@
+"""The command line: parses, and calls one function per command. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeship import __version__
+from edgeship.errors import ArtifactError, EdgeshipError, PlanError, UsageError
+
+DEFECT, INTERRUPTED = 1, 130  # exit codes beside those of errors.py
+
+app = typer.Typer(
+    name="edgeship",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe of the catalogue, or the path of a YAML file.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object; errors too.")]
+CheckpointDir = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="DIR", help="A checkpoint on this machine, in place of the recipe's source."),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"edgeship {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Start with: edgeship export tiny-int4 (offline, a few seconds)")
+def edgeship(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """One recipe in, one artifact out: language models as ONNX int4 and int8 for small machines."""
+
+
+@app.command(epilog="Example: edgeship recipes --json")
+def recipes(as_json: Json = False) -> None:
+    """List the recipes of the catalogue, with the sizes they come to."""
+    from edgeship import catalog, show
+    from edgeship.plan import read_plan
+
+    plans = [read_plan(catalog.find(name)) for name in catalog.names()]
+    if as_json:
+        _print_json({"recipes": [show.recipe_json(p) for p in plans]})
+    else:
+        show.show([show.recipe_table(plans)])
+
+
+@app.command(epilog="Example: edgeship plan qwen2.5-1.5b-int4")
+def plan(name: Name, checkpoint: CheckpointDir = None, as_json: Json = False) -> None:
+    """Say what an export would do: sizes, memory, conflicts. Downloads at most config.json, writes nothing.
+
+    Exits with 4 where the recipe cannot be exported.
+    """
+    from edgeship import catalog, show
+    from edgeship.plan import read_plan
+
+    made = read_plan(catalog.find(name), checkpoint)
+    if as_json:
+        _print_json(made.to_json())
+    else:
+        show.show(show.plan_blocks(made))
+    if made.conflicts:
+        raise typer.Exit(PlanError.exit_code)
+
+
+@app.command(epilog="Example: edgeship export qwen2.5-1.5b-int4 --checkpoint /data/Qwen2.5-1.5B-Instruct")
+def export(
+    name: Name,
+    checkpoint: CheckpointDir = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where artifacts go.")] = Path("artifacts"),
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", metavar="FORMAT", help="Only this format of the recipe's.")
+    ] = None,
+    max_ram: Annotated[str, typer.Option(metavar="SIZE", help="Memory the export stays under.")] = "600MB",
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the artifact OUT/NAME/onnx/ of a recipe. An interrupted export is resumed by the same command."""
+    from edgeship import catalog, show
+    from edgeship.progress import progress_for
+    from edgeship.recipe import chosen_formats
+    from edgeship.sizes import format_size, parse_size
+
+    memory = parse_size(max_ram, "--max-ram")
+    recipe = catalog.find(name)
+    chosen = chosen_formats(recipe, formats or ())
+    from edgeship import build  # after what is cheap to refuse: it brings onnx
+
+    report = build.export(
+        recipe,
+        checkpoint=checkpoint,
+        out=out,
+        formats=chosen,
+        max_ram=memory,
+        force=force,
+        progress=progress_for(quiet=as_json),
+    )
+    if as_json:
+        _print_json(report.to_json())
+        return
+    rows = [
+        ("artifact", str(report.artifact)),
+        ("size", f"{format_size(report.size_mb * 1e6)}, {report.bits_per_weight:.2f} bits per weight"),
+        ("took", f"{report.seconds:.1f} s, {format_size(report.peak_rss_mb * 1e6)} of memory at most"),
+        ("source revision", report.source_revision),
+        ("run it", f'edgeship-runtime run {report.artifact} "Hello"'),
+    ]
+    show.show([show.Table("", (), rows)])
+
+
+@app.command(epilog="Example: edgeship schema --out recipe.schema.json")
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write to a file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the JSON Schema of recipes, for editors.
+
+    In a recipe: # yaml-language-server: $schema=recipe.schema.json
+    """
+    from edgeship.schema import recipe_schema
+
+    if out is None:
+        _print_json(recipe_schema())
+        return
+    try:
+        out.write_text(json.dumps(recipe_schema(), indent=2) + "\n", encoding="utf-8")
+    except OSError as e:
+        hint = "give --out a file in a directory that you may write to"
+        raise ArtifactError(f"{out}: cannot be written: {e.strerror}.", hint=hint) from e
+    if as_json:
+        _print_json({"schema": str(out)})
+    else:
+        print(f"wrote {out}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code; every failure is reported here, and nowhere else."""
+    as_json = "--json" in arguments
+    try:
+        code = int(app(args=list(arguments) or ["--help"], prog_name="edgeship", standalone_mode=False) or 0)
+        sys.stdout.flush()
+    except EdgeshipError as e:
+        return _report(e, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:
+        if hasattr(e, "format_message"):  # the parser's own errors; typer does not export their base class
+            return _report(_usage(e), as_json)
+        if os.environ.get("EDGESHIP_DEBUG"):
+            traceback.print_exc()
+        hint = "run it again with EDGESHIP_DEBUG=1 and report the traceback"
+        return _report(EdgeshipError(f"this is a defect of edgeship: {type(e).__name__}: {e}", hint=hint), as_json)
+    if code == INTERRUPTED:  # typer turns the exception into this code, or passes it on
+        print("interrupted", file=sys.stderr)
+    return code
+
+
+def _usage(e: Any) -> UsageError:
+    context = getattr(e, "ctx", None)
+    command = context.command_path if context is not None else "edgeship"
+    return UsageError(str(e.format_message()), hint=f"{command} --help")
+
+
+def _report(error: EdgeshipError, as_json: bool) -> int:
+    if as_json:
+        body = {"kind": error.kind, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        _print_json({"error": body})
+    else:
+        print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def main() -> None:
+    """The entry point `edgeship`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The one pass over the checkpoint: read rows, put them on the grid, hand them to every format's file."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeship.encodings import Encoding
+from edgeship.errors import CheckpointError
+from edgeship.memory import Budget
+from edgeship.quant.rtn import quantize
+from edgeship.tensors import LazyTensor, QuantizedRows, Raw, widen
+
+
+class Sink(Protocol):
+    """A format's file: takes rows of a tensor in any order, from several threads."""
+
+    def put(self, key: str, a: int, rows: QuantizedRows | NDArray[np.float32]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor to write: its key in the layout, where it comes from, how it is stored."""
+
+    key: str
+    tensor: LazyTensor
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a worker reports: bytes of the checkpoint it has worked through, and the job if that was its last chunk."""
+
+    job: Job
+    nbytes: int
+    done: bool
+
+
+def stream(jobs: Sequence[Job], sinks: Sequence[Sink], budget: Budget) -> Iterator[Step]:
+    """Work through all jobs in order with `budget.workers` threads, yielding a step per chunk as it is written.
+
+    Raises the first worker's error. Closing the iterator early (an interrupt, an error in the consumer) stops the
+    workers after their current chunk.
+    """
+    chunks = _Chunks(jobs, budget.chunk)
+    steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            while not stop.is_set() and (chunk := chunks.take()) is not None:
+                job, a, b = chunk
+                rows = _encode(job, job.tensor.raw(a, b))
+                for sink in sinks:
+                    sink.put(job.key, a, rows)
+                steps.put(Step(job, job.tensor.nbytes * (b - a) // job.tensor.shape[0], chunks.finish(job)))
+        except BaseException as error:  # carried to the consumer's thread, whatever it is
+            steps.put(error)
+        finally:
+            steps.put(None)
+
+    workers = [threading.Thread(target=work, name=f"stream-{i}", daemon=True) for i in range(budget.workers)]
+    for worker in workers:
+        worker.start()
+    running = len(workers)
+    try:
+        while running:
+            step = steps.get()
+            if step is None:
+                running -= 1
+            elif isinstance(step, BaseException):
+                raise step
+            else:
+                yield step
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+
+
+class _Chunks:
+    """Row ranges of every job in file order, given out one at a time, and what is still missing of each job."""
+
+    def __init__(self, jobs: Sequence[Job], elements: int) -> None:
+        self._lock = threading.Lock()
+        self._missing: dict[str, int] = {}
+        self._ranges = iter(self._cut(jobs, elements))
+
+    def _cut(self, jobs: Sequence[Job], elements: int) -> Iterator[tuple[Job, int, int]]:
+        for job in jobs:
+            rows = job.tensor.shape[0]
+            step = max(1, elements // max(1, prod(job.tensor.shape[1:])))
+            self._missing[job.key] = -(-rows // step)
+            for a in range(0, rows, step):
+                yield job, a, min(a + step, rows)
+
+    def take(self) -> tuple[Job, int, int] | None:
+        with self._lock:
+            return next(self._ranges, None)
+
+    def finish(self, job: Job) -> bool:
+        """Count one chunk of the job as written; true for its last."""
+        with self._lock:
+            self._missing[job.key] -= 1
+            return self._missing[job.key] == 0
+
+
+def _encode(job: Job, raw: Raw) -> QuantizedRows | NDArray[np.float32]:
+    if job.encoding.quantized:
+        rows = quantize(raw, job.encoding.bits, job.encoding.group)
+        _check_finite(job, rows.scales)
+        return rows
+    values = widen(raw)
+    limit = np.finfo(np.float16 if job.encoding.name == "float16" else np.float32).max
+    _check_finite(job, np.where(np.abs(values) <= limit, values, np.float32(np.inf)))
+    return values
+
+
+def _check_finite(job: Job, values: NDArray[np.float32]) -> None:
+    """A group with a NaN, an infinity or a value beyond float16 shows in its scale."""
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            f"{job.tensor.source}: tensor {job.tensor.name}: expected finite weights within the range of float16, "
+            f"found NaN, infinity or a larger value. The artifact would answer with garbage.",
+            hint="the checkpoint is damaged or was saved mid-divergence: fetch it again, or export an earlier one",
+        )

@@ -1,0 +1,92 @@
+# Every target sets up what it needs in .venv, from the versions pinned in constraints.txt.
+
+PYTHON ?= python3
+RECIPE ?= tiny-int4
+OUT ?= artifacts
+ARTIFACT ?= $(OUT)/$(RECIPE)
+PROMPT ?= What is the opposite of hot?
+
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+MANIFESTS := pyproject.toml runtime/pyproject.toml constraints.txt
+# What an old interpreter is told, before pip tells it less.
+CHECK_PYTHON := import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+	"error: edgeship needs Python 3.11 or newer, found " + sys.version.split()[0] + "\n\nhint: make PYTHON=python3.12 ...")
+
+.DEFAULT_GOAL := help
+.PHONY: help export plan run chat info verify recipes test check format docs wheel bench train clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  RECIPE=$(RECIPE)  OUT=$(OUT)  CHECKPOINT=directory  MAX_RAM=600MB  FORCE=1  ARTIFACT=$(ARTIFACT)  PROMPT=\"...\""
+
+.venv/pyvenv.cfg:
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
+	@$(PYTHON) -m venv .venv
+
+.venv/.run: .venv/pyvenv.cfg $(MANIFESTS)
+	@echo "installing edgeship into .venv (pinned versions, about a minute the first time)"
+	@$(PIP) --editable './runtime[ort]' --editable .
+	@touch $@
+
+.venv/.test: .venv/.run
+	@echo "installing what the tests compare with: torch, transformers, onnxruntime-genai (a few minutes the first time)"
+	@$(PIP) --editable './runtime[ort]' --editable '.[test]'
+	@touch $@
+
+.venv/.check: .venv/.run
+	@$(PIP) --editable ./runtime --editable '.[check]'
+	@touch $@
+
+export: .venv/.run ## a checkpoint to an artifact: make export RECIPE=qwen2.5-1.5b-int4
+	@$(BIN)/edgeship export $(RECIPE) --out $(OUT) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) \
+		$(if $(MAX_RAM),--max-ram $(MAX_RAM)) $(if $(FORMAT),--format $(FORMAT)) $(if $(FORCE),--force)
+
+plan: .venv/.run ## what an export would make: sizes, memory, conflicts
+	@$(BIN)/edgeship plan $(RECIPE) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
+
+recipes: .venv/.run ## the catalogue
+	@$(BIN)/edgeship recipes
+
+run: .venv/.run ## text from an artifact: make run ARTIFACT=artifacts/tiny-int4 PROMPT="..."
+	@$(BIN)/edgeship-runtime run $(ARTIFACT) "$(PROMPT)"
+
+chat: .venv/.run ## a conversation with an artifact
+	@$(BIN)/edgeship-runtime chat $(ARTIFACT)
+
+info: .venv/.run ## what an artifact is and holds
+	@$(BIN)/edgeship-runtime info $(ARTIFACT)
+
+verify: .venv/.run ## hashes and acceptance of an artifact, one verdict
+	@$(BIN)/edgeship-runtime verify $(ARTIFACT)
+
+test: .venv/.test ## the test suite (TESTS="..." for a part of it)
+	@$(BIN)/pytest --numprocesses auto $(TESTS)
+
+check: .venv/.check ## formatting, lint, types, import contracts, generated docs
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m edgeship.docs --check README.md
+
+format: .venv/.check ## apply what `make check` asks for
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+docs: .venv/.run ## rewrite the generated tables of README.md
+	@$(BIN)/python -m edgeship.docs README.md
+
+wheel: .venv/.run ## both wheels, into dist/
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./runtime .
+	@ls -l dist
+
+bench: .venv/.test ## time and memory beside onnxruntime-genai, in one run (needs make_checkpoint.py or CHECKPOINT=)
+	@$(BIN)/python tests/bench/compare.py $(BENCH)
+
+train: .venv/.test ## train the embedded tiny model again (half an hour on two cores)
+	@$(BIN)/python -m edgeship.tiny.train --out $(OUT)/tiny-checkpoint
+
+clean: ## remove .venv and artifacts
+	rm -rf .venv $(OUT) dist

@@ -1,0 +1,329 @@
+"""Prompt to tokens to text: chat template, prefix reuse, sampling, stops, streaming.
+
+with load("artifacts/tiny-int4") as model:
+    for piece in model.stream([{"role": "user", "content": "Who are you?"}], max_tokens=100):
+        print(piece.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeship_runtime.answer import Clock, FinishReason, Piece, Result, Stats, Stream
+from edgeship_runtime.chat import ChatTemplate, load_template
+from edgeship_runtime.decode import Writer
+from edgeship_runtime.engines import Engine, engine_module
+from edgeship_runtime.errors import ContextError, DependencyError, EdgeshipRuntimeError, TemplateError, UsageError
+from edgeship_runtime.manifest import Manifest, artifact_file, locate, read_manifest
+from edgeship_runtime.sampling import GenerationOptions, Sampler
+from edgeship_runtime.strict import nearest
+from edgeship_runtime.tokens import Tokenizer, read_tokenizer
+
+Message = Mapping[str, Any]
+Tool = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+"""Raw text (no template), token ids, or messages for the chat template."""
+
+
+class Model:
+    """A loaded artifact and one conversation's KV cache. One answer at a time: a second one meanwhile is refused."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        manifest: Manifest,
+        template: ChatTemplate | EdgeshipRuntimeError | None = None,
+        *,
+        directory: Path | None = None,
+        load_s: float = 0.0,
+    ) -> None:
+        """Put the parts together (`load` does); an error in place of the template is raised when one is needed."""
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.manifest = manifest
+        self.directory = directory or Path()
+        self.load_s = load_s
+        sampling = manifest.sampling
+        self.defaults = GenerationOptions(**asdict(sampling))
+        self._template = template
+        self._held: list[int] = []  # the tokens of the KV cache
+        self._busy = threading.Lock()  # held for a whole answer
+        self._running = threading.Lock()  # held while the engine works, so that it is not closed under its feet
+        self._closed = False
+
+    def options(self, base: GenerationOptions | None = None, **overrides: Any) -> GenerationOptions:
+        """`base` (the artifact's defaults when None) with some options replaced; raises UsageError."""
+        for name in overrides:
+            if name not in GenerationOptions.names():
+                raise UsageError(f"there is no option {name!r}", hint=nearest(name, GenerationOptions.names()))
+        return replace(base or self.defaults, **overrides)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        enable_thinking: bool | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """Text of a conversation by the checkpoint's template; raises TemplateError, also when it has none."""
+        if isinstance(self._template, EdgeshipRuntimeError):
+            raise self._template
+        if self._template is None:
+            raise TemplateError(
+                f"{self.directory}: the artifact has no chat template", hint="give raw text instead of messages"
+            )
+        return self._template.render(messages, tools, enable_thinking, add_generation_prompt)
+
+    def encode(
+        self, prompt: Prompt, *, tools: Sequence[Tool] | None = None, enable_thinking: bool | None = None
+    ) -> list[int]:
+        """Token ids of a prompt; tools and enable_thinking are for messages only (UsageError otherwise)."""
+        if not isinstance(prompt, str | bytes) and prompt and isinstance(prompt[0], Mapping):
+            messages = cast(Sequence[Message], prompt)
+            return self.tokenizer.encode(self.render(messages, tools=tools, enable_thinking=enable_thinking))
+        if tools is not None or enable_thinking is not None:
+            raise UsageError("tools and enable_thinking go with messages; the prompt is raw text or token ids")
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, special=True)
+        if isinstance(prompt, bytes) or not all(isinstance(each, int) for each in prompt):
+            raise UsageError("expected a prompt of text, token ids (int), or messages (each a mapping)")
+        return list(cast(Sequence[int], prompt))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        enable_thinking: bool | None = None,
+        **overrides: Any,
+    ) -> Stream:
+        """Answer a prompt piece by piece; the prompt and the options are checked before this returns.
+
+        Raises UsageError (options, prompt), TemplateError, ContextError (the prompt leaves no room for an answer);
+        while iterating EngineError, and UsageError when another answer of this model is not finished.
+        """
+        start = time.perf_counter()
+        self._check_open()
+        chosen = self.options(options, **overrides)
+        ids = self.encode(prompt, tools=tools, enable_thinking=enable_thinking)
+        self._check_prompt(ids)
+        sampler = Sampler(chosen, self.engine.vocab_size, ids)
+        return Stream(self._answer(ids, chosen, sampler, time.perf_counter() - start))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        enable_thinking: bool | None = None,
+        **overrides: Any,
+    ) -> Result:
+        """Answer a prompt; see `stream`."""
+        stream = self.stream(prompt, options, tools=tools, enable_thinking=enable_thinking, **overrides)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        enable_thinking: bool | None = None,
+        **overrides: Any,
+    ) -> Result:
+        """Answer a conversation; what it shares with the one before is not evaluated again."""
+        if isinstance(messages, str) or not all(isinstance(each, Mapping) for each in messages) or not messages:
+            raise UsageError('expected messages: [{"role": "user", "content": "..."}]')
+        return self.generate(messages, tools=tools, enable_thinking=enable_thinking, **overrides)
+
+    def forget(self) -> None:
+        """Empty the KV cache, so that the next prompt is evaluated whole."""
+        with _Exclusive(self._busy):
+            self._check_open()
+            self.engine.truncate(0)
+            self._held = []
+
+    def close(self) -> None:
+        """Free the model's memory; an unfinished stream ends with a UsageError. A second call does nothing."""
+        with self._running:
+            self._closed = True
+            self._held = []
+            self.engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the model is closed", hint="load the artifact again")
+
+    def _check_prompt(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise UsageError("the prompt is empty: it has no tokens", hint="give some text, or a message")
+        if len(ids) >= self.engine.context:
+            raise ContextError(
+                f"the prompt has {len(ids)} tokens and the context is {self.engine.context}: no room for an answer",
+                hint="load the artifact with a larger context, or shorten the conversation",
+            )
+
+    def _answer(
+        self, prompt: list[int], options: GenerationOptions, sampler: Sampler, spent: float
+    ) -> Generator[Piece, None, Result]:
+        """Generate; `spent` seconds went by before, on template and tokenizer."""
+        with _Exclusive(self._busy):
+            clock = Clock()
+            cached = self._reuse(prompt)
+            token = sampler.choose(self._evaluate(prompt[cached:]))
+            prefill = clock.lap()
+            writer = Writer(self.tokenizer.detokenizer(), options.stop)
+            ends = () if options.ignore_eos else self.manifest.model.eos_token_ids
+            room = self.engine.context - len(prompt)
+            limit = min(options.max_tokens or room, room)
+            finish: FinishReason | None = None
+            decode, steps = 0.0, 0
+            while finish is None:
+                if token in ends:
+                    finish = "stop"
+                else:
+                    writer.push(token)
+                    if writer.stopped:
+                        finish = "stop"
+                    elif len(writer.tokens) == limit:
+                        finish = "length" if limit == options.max_tokens else "context"
+                if finish is None:
+                    if writer.ready:
+                        decode += clock.lap()
+                        yield Piece(*writer.take())
+                        clock.lap()
+                    token = sampler.choose(self._evaluate([token]))
+                    steps += 1
+            writer.finish()
+            decode += clock.lap()
+            if writer.ready or writer.waiting:
+                yield Piece(*writer.take())
+            stats = Stats(len(prompt), cached, len(writer.tokens), spent + prefill, prefill, decode, steps)
+            return Result(writer.text, tuple(writer.tokens), finish, writer.stop_string, stats)
+
+    def _reuse(self, prompt: Sequence[int]) -> int:
+        """Cut the KV cache to what it shares with the prompt, less the last token, whose logits are needed."""
+        common = 0
+        for held, wanted in zip(self._held, prompt[:-1], strict=False):
+            if held != wanted:
+                break
+            common += 1
+        self.engine.truncate(common)
+        del self._held[common:]
+        return common
+
+    def _evaluate(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        with self._running:
+            self._check_open()
+            try:
+                logits = self.engine.evaluate(tokens)
+            except BaseException:  # an interrupt too: the engine may have taken some of the tokens
+                self._held = [*self._held, *tokens][: self.engine.length]
+                raise
+            self._held.extend(tokens)
+            return logits
+
+
+class _Exclusive:
+    """Holds the model for one answer, or refuses."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise UsageError(
+                "the model is still busy with another answer",
+                hint="read that stream to its end or close() it first; for answers in parallel load the model twice",
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def load(
+    path: str | Path, *, context: int | None = None, threads: int | None = None, engine: str | None = None
+) -> Model:
+    """Load an artifact: `artifacts/<name>`, its format directory, or a directory made by onnxruntime-genai's builder.
+
+    `context`: tokens the KV cache has room for, the artifact's default when None (not the model's maximum, which
+    can cost gigabytes); `threads`: the manifest's hint or the physical cores when None; `engine`: its name in
+    `engines.ENGINES`. Raises ArtifactError, DependencyError, UsageError, ResourceError.
+    """
+    start = time.perf_counter()
+    directory = locate(Path(path))
+    manifest = read_manifest(directory)
+    module = engine_module(manifest.format, engine)
+    tokenizer_path = artifact_file(directory, manifest, "tokenizer.json")
+    if context is None:
+        context = manifest.model.default_context
+    # The engine works outside Python's lock for most of its loading, the tokenizer inside it: together they take
+    # as long as the longer.
+    opening = _Opening(
+        lambda: module.open_engine(directory, manifest, context=context, threads=threads)
+    )
+    try:
+        tokenizer = read_tokenizer(tokenizer_path)
+        template = _template(directory, manifest)
+    except BaseException:
+        opening.discard()
+        raise
+    opened = opening.result()
+    return Model(opened, tokenizer, manifest, template, directory=directory, load_s=time.perf_counter() - start)
+
+
+def _template(directory: Path, manifest: Manifest) -> ChatTemplate | EdgeshipRuntimeError | None:
+    """The chat template, or why there is none to be had: raw text can be answered without it."""
+    try:
+        return load_template(directory, manifest)
+    except (TemplateError, DependencyError) as error:
+        return error
+
+
+class _Opening:
+    """An engine being opened in a thread of its own."""
+
+    def __init__(self, work: Any) -> None:
+        self._engine: Engine | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(work,), name="edgeship-open", daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Any) -> None:
+        try:
+            self._engine = work()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Engine:
+        """Wait for the engine; raise what opening it raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._engine is not None
+        return self._engine
+
+    def discard(self) -> None:
+        """Wait, and close what was opened."""
+        self._thread.join()
+        if self._engine is not None:
+            self._engine.close()

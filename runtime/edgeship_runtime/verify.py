@@ -1,0 +1,350 @@
+"""Is this artifact what was sealed, and does it do here what it did there? One verdict.
+
+Checks run in order and the first that makes the next one pointless ends it: nothing is opened by an engine while a
+hash is wrong.
+
+1. `files`: every file of the manifest, its size and sha256, and no file beside them.
+2. `size`: the directory against the size budget.
+3. `templates`, `tokens`: the acceptance conversations give the same text, and that text the same token ids.
+4. `agreement`: the engine's logits against golden ones, teacher-forced: after every position the *golden* token
+   follows, so that one difference does not decide all that come after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeship_runtime.acceptance import (
+    CHATS,
+    DATE_STRING,
+    GOLDEN,
+    ChatCase,
+    GoldenCase,
+    Position,
+    read_chats,
+    read_golden,
+)
+from edgeship_runtime.chat import ChatTemplate, load_template
+from edgeship_runtime.engines import Engine, engine_module
+from edgeship_runtime.errors import EngineError, TemplateError, UsageError, VerifyError
+from edgeship_runtime.manifest import MANIFEST_NAME, Manifest, artifact_file, check_files, locate, read_manifest
+from edgeship_runtime.strict import nearest, show
+from edgeship_runtime.tokens import read_tokenizer
+from edgeship_runtime.tolerances import LOGIT_ERROR_STD
+
+CHECKS = ("files", "size", "templates", "tokens", "agreement")
+
+UNSEALED_EXIT_CODE = 15
+"""The directory has no manifest: neither right nor wrong."""
+
+Progress = Callable[[str, float], None]
+"""Called with what is being checked and the share of it that is done, 0 to 1; from any thread."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Acceptance cases that were compared and those that came out equal."""
+
+    cases: int
+    equal: int
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A position where the engine chose another token; `gap_std` is how much less golden it is, None: not known."""
+
+    case: str
+    index: int
+    expected: int
+    chosen: int
+    gap_std: float | None
+    tolerated: bool
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Engine against golden logits; errors are the largest of any golden top logit, plain and in deviations."""
+
+    engine: str
+    positions: int
+    equal: int
+    near_ties: int
+    wrong: int
+    max_logit_error: float
+    max_logit_error_std: float
+    ties: tuple[Tie, ...] = ()
+
+
+@dataclass(frozen=True)
+class Size:
+    """All files in MB of 10^6 bytes, and the budget, None where there is none."""
+
+    mb: float
+    budget_mb: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was checked and what came of it; None where a check did not run."""
+
+    artifact: str
+    name: str
+    verdict: Literal["pass", "fail", "unsealed"]
+    intact: bool | None = None
+    size: Size | None = None
+    templates: Count | None = None
+    tokens: Count | None = None
+    agreement: Agreement | None = None
+    skipped: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 for a pass, VerifyError's for a failure, UNSEALED_EXIT_CODE for a directory without manifest."""
+        return {"pass": 0, "fail": VerifyError.exit_code, "unsealed": UNSEALED_EXIT_CODE}[self.verdict]
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as one JSON object."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """The verdict for people: a line for each check, then what failed."""
+        if self.verdict == "unsealed":
+            return f"{self.artifact}\nunsealed: no {MANIFEST_NAME}, so there is nothing to verify against"
+        rows = [("artifact", self.artifact), *self._rows(), ("verdict", f"{self.verdict} after {self.seconds:.1f} s")]
+        return "\n".join([*(f"{name:<12} {text}" for name, text in rows), *(f"  {each}" for each in self.failures)])
+
+    def _rows(self) -> list[tuple[str, str]]:
+        size, agreement = self.size, self.agreement
+        texts = {
+            "files": None if self.intact is None else "intact" if self.intact else "NOT intact",
+            "size": size and f"{size.mb:.1f} MB" + (f" of {size.budget_mb:g} MB" if size.budget_mb else ", no budget"),
+            "templates": self.templates and f"{self.templates.equal} of {self.templates.cases} equal",
+            "tokens": self.tokens and f"{self.tokens.equal} of {self.tokens.cases} equal",
+            "agreement": agreement and _agreement_text(agreement),
+        }
+        return [(name, text or ("skipped" if name in self.skipped else "not run")) for name, text in texts.items()]
+
+
+def _agreement_text(found: Agreement) -> str:
+    lines = [
+        f"{found.equal} of {found.positions} tokens equal, {found.near_ties} near ties, {found.wrong} wrong",
+        f"largest logit error {found.max_logit_error:.4f} ({found.max_logit_error_std:.3f} deviations), {found.engine}",
+    ]
+    near = [tie for tie in found.ties if tie.tolerated]
+    lines += [f"near tie: {tie.case}, position {tie.index}: gap {tie.gap_std:.3f} deviations" for tie in near]
+    return f"\n{'':<13}".join(lines)
+
+
+def verify(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    engine: str | None = None,
+    skip: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Verdict:
+    """Check the artifact at `path`; `skip` names checks of CHECKS to leave out; `context` None: what they need.
+
+    A difference is a verdict and not an exception. Raises ArtifactError for a manifest or acceptance file that
+    cannot be read, UsageError for an unknown check, and what opening the engine raises.
+    """
+    for name in skip:
+        if name not in CHECKS:
+            raise UsageError(f"there is no check {show(name)} ({nearest(name, CHECKS)})")
+    start = time.perf_counter()
+    directory = locate(path)
+    manifest = read_manifest(directory)
+    if not manifest.sealed:
+        return Verdict(str(directory), manifest.name, "unsealed")
+    found = _Findings(directory, manifest, frozenset(skip), progress or (lambda what, share: None))
+    found.check_files()
+    found.check_size()
+    if not found.failures:
+        found.check_chats()
+        found.check_agreement(engine, threads, context)
+    return Verdict(
+        artifact=str(directory),
+        name=manifest.name,
+        verdict="fail" if found.failures else "pass",
+        skipped=tuple(name for name in CHECKS if name in skip),
+        failures=tuple(found.failures),
+        seconds=round(time.perf_counter() - start, 3),
+        **found.results,
+    )
+
+
+@dataclass
+class _Findings:
+    """The checks and what they found so far; `results` are fields of Verdict."""
+
+    directory: Path
+    manifest: Manifest
+    skip: frozenset[str]
+    progress: Progress
+    results: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def check_files(self) -> None:
+        if "files" in self.skip:
+            return
+        problems = check_files(
+            self.directory, self.manifest, lambda done, total: self.progress("files", done / max(total, 1))
+        )
+        self.results["intact"] = not problems
+        self.failures += [f"files: {problem}" for problem in problems]
+
+    def check_size(self) -> None:
+        if "size" in self.skip:
+            return
+        entries = self.manifest.files.values()
+        total = sum(entry.size for entry in entries) + (self.directory / MANIFEST_NAME).stat().st_size
+        size = self.results["size"] = Size(round(total / 1e6, 3), self.manifest.budgets.size_mb)
+        if size.budget_mb is not None and size.mb > size.budget_mb:
+            self.failures.append(f"size: {size.mb} MB is more than the budget of {size.budget_mb:g} MB")
+
+    def check_chats(self) -> None:
+        """Templates and tokens. Tokens are those of the text that was sealed, so that each check stands alone."""
+        if {"templates", "tokens"} <= self.skip:
+            return
+        cases = read_chats(self.directory, self.manifest)
+        if "templates" not in self.skip:
+            self._check_templates(cases)
+        if "tokens" not in self.skip:
+            self._check_tokens(cases)
+
+    def _check_templates(self, cases: Sequence[ChatCase]) -> None:
+        self.progress("templates", 0.0)
+        template = load_template(self.directory, self.manifest) if cases else None
+        if cases and template is None:
+            self.failures.append(f"templates: {CHATS} has {len(cases)} cases and the artifact no chat template")
+        problems = [_render_problem(template, case) for case in cases] if template else [""] * len(cases)
+        self.results["templates"] = Count(len(cases), problems.count("") if template else 0)
+        self.failures += [f"templates: {case.name}: {said}" for case, said in zip(cases, problems, strict=True) if said]
+
+    def _check_tokens(self, cases: Sequence[ChatCase]) -> None:
+        self.progress("tokens", 0.0)
+        tokenizer = read_tokenizer(artifact_file(self.directory, self.manifest, "tokenizer.json"))
+        texts = [(case.name, case.rendered, list(case.token_ids)) for case in cases if case.rendered is not None]
+        wrong = [name for name, text, ids in texts if tokenizer.encode(text) != ids]
+        self.results["tokens"] = Count(len(texts), len(texts) - len(wrong))
+        self.failures += [f"tokens: {name}: the token ids differ" for name in wrong]
+
+    def check_agreement(self, engine: str | None, threads: int | None, context: int | None) -> None:
+        if "agreement" in self.skip:
+            return
+        golden = read_golden(self.directory, self.manifest)
+        if context is not None and context < golden.context:
+            raise UsageError(f"{GOLDEN} needs a context of {golden.context} tokens, found {context}")
+        self.progress("agreement", 0.0)
+        module = engine_module(self.manifest.format, engine)
+        with closing(
+            module.open_engine(self.directory, self.manifest, context=context or golden.context, threads=threads)
+        ) as opened:
+            comparison = _Comparison(golden.tie_tolerance)
+            for done, case in enumerate(golden.cases):
+                try:
+                    comparison.run(opened, case)
+                except EngineError as error:
+                    self.failures.append(f"agreement: {case.name}: {error.message}")
+                    return
+                self.progress("agreement", (done + 1) / len(golden.cases))
+            self.results["agreement"] = comparison.agreement(opened.name)
+        self.failures += [f"agreement: {each}" for each in comparison.failures]
+
+
+def _render_problem(template: ChatTemplate, case: ChatCase) -> str:
+    """How a conversation's text differs from the sealed one; empty when it does not."""
+    try:
+        text = template.render(
+            case.messages, case.tools, case.enable_thinking, case.add_generation_prompt, date_string=DATE_STRING
+        )
+    except (TemplateError, UsageError) as error:
+        return "" if case.rendered is None else error.message
+    return "" if text == case.rendered else f"the text differs{_first_difference(text, case.rendered)}"
+
+
+def _first_difference(found: str, expected: str | None) -> str:
+    if expected is None:
+        return ": it was refused when the artifact was sealed"
+    at = next(
+        (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected))
+    )
+    return f" at character {at}: expected {show(expected[at : at + 20])}, found {show(found[at : at + 20])}"
+
+
+@dataclass
+class _Comparison:
+    """Golden and engine's logits, position by position."""
+
+    tie_tolerance: float
+    positions: int = 0
+    equal: int = 0
+    max_error: float = 0.0
+    max_error_std: float = 0.0
+    ties: list[Tie] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def run(self, engine: Engine, case: GoldenCase) -> None:
+        engine.truncate(0)
+        for position in case.positions:
+            logits = engine.evaluate(case.tokens[engine.length : position.index + 1])
+            self._compare(case.name, position, logits)
+
+    def _compare(self, name: str, golden: Position, logits: NDArray[np.float32]) -> None:
+        self.positions += 1
+        if not np.isfinite(logits).all():
+            self.failures.append(f"{name}, position {golden.index}: the engine gave logits that are no numbers")
+            self.ties.append(Tie(name, golden.index, golden.top_ids[0], -1, None, tolerated=False))
+            return
+        self._measure(name, golden, logits)
+        chosen = int(np.argmax(logits))
+        if chosen == golden.top_ids[0]:
+            self.equal += 1
+            return
+        gap = self._gap(golden, chosen)
+        tolerated = gap is not None and gap < self.tie_tolerance
+        self.ties.append(Tie(name, golden.index, golden.top_ids[0], chosen, gap, tolerated))
+        if not tolerated:
+            far = "not among the golden best" if gap is None else f"{gap:.3f} deviations behind"
+            said = f"expected token {golden.top_ids[0]}, found {chosen}, {far}"
+            self.failures.append(f"{name}, position {golden.index}: {said} (tolerance {self.tie_tolerance:g})")
+
+    def _measure(self, name: str, golden: Position, logits: NDArray[np.float32]) -> None:
+        error = float(np.abs(logits[list(golden.top_ids)] - np.array(golden.top_logits, np.float32)).max())
+        in_std = error / golden.std if golden.std else 0.0
+        self.max_error, self.max_error_std = max(self.max_error, error), max(self.max_error_std, in_std)
+        if in_std > LOGIT_ERROR_STD:
+            said = f"a logit is off by {in_std:.2f} deviations, more than {LOGIT_ERROR_STD:g}"
+            self.failures.append(f"{name}, position {golden.index}: {said}")
+
+    @staticmethod
+    def _gap(golden: Position, chosen: int) -> float | None:
+        """How far the chosen token's golden logit is behind the best, in deviations; None when it is not known."""
+        if chosen not in golden.top_ids:
+            return None
+        behind = golden.top_logits[0] - golden.top_logits[golden.top_ids.index(chosen)]
+        return behind / golden.std if golden.std else 0.0
+
+    def agreement(self, engine: str) -> Agreement:
+        near = sum(tie.tolerated for tie in self.ties)
+        return Agreement(
+            engine=engine,
+            positions=self.positions,
+            equal=self.equal,
+            near_ties=near,
+            wrong=len(self.ties) - near,
+            max_logit_error=round(self.max_error, 5),
+            max_logit_error_std=round(self.max_error_std, 5),
+            ties=tuple(self.ties),
+        )

@@ -40,3 +40,27 @@ REFERENCE_STD = 1e-5
 
 GOLDEN_DECIMALS = 1e-4
 """Golden logits of about 3 are written with four decimals: half a unit of the last, and float32 noise."""
+
+TINY_LOSS = 0.41
+"""Nats per token of held-out text."""
+
+TINY_INT4_LOSS = 0.42
+"""The same."""
+
+TINY_RIGHT = 0.5
+"""Share."""
+
+TEMPLATE_SECONDS = 5.0
+"""A long conversation through a chat template takes up to two seconds here; a machine busy with other tests, longer."""
+
+BOMB_SECONDS = 10.0
+"""A hostile template with a limit of half a second: tracing its allocations and one long built-in call come on top."""
+
+BOMB_BYTES = 400e6
+"""What a hostile template may allocate: the budget of 256 MB, and one value of 16 MB in the making, a few times."""
+
+VERIFY_FLOAT32_STD = 1e-4
+"""Deviations between numpy's and onnxruntime's logits of one float32 attention layer: only sums in another order."""
+
+START_SECONDS = 0.5
+"""CPU time of `edgeship-runtime --version` with the interpreter's own start, about 0.1 on an idle core."""

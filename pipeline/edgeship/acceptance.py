@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from tokenizers import Tokenizer
 
 from edgeship.archs.base import Decoder
+from edgeship.errors import CheckpointError
 from edgeship.reference.forward import Pass, top_logits
 from edgeship.reference.weights import Weights
 from edgeship_runtime.acceptance import CHATS, DATE_STRING, GOLDEN
@@ -31,7 +33,7 @@ LAST_POSITIONS = 8  # of each prompt, whose logits are kept
 TOP = 5  # logits kept at each position
 
 # Passes over all weights cost CPU time that grows with the model; each gives every prompt one more token. At 2.5e9
-# weights the golden cases of 0.5B take about 2.5 CPU seconds and those of 1.5B about 4, a part of their whole export.
+# weights the golden cases of 0.5B take about 2 CPU seconds and those of 1.5B about 4, a part of their whole export.
 WORK_WEIGHTS = 2.5e9
 FEWEST_TOKENS, MOST_TOKENS = 2, 24
 LARGE_MODEL = 100_000_000  # weights from which only the first prompts are continued
@@ -114,9 +116,9 @@ def write_golden(
     """Write `acceptance/golden.json`: greedy continuations and top logits of a float32 pass over `weights`.
 
     Of `prompts` those are taken that fit into `context` positions with their continuation, and few of a large model's;
-    a token of `stop` ends one.
+    a token of `stop` ends one. Raises CheckpointError where the model answers with no numbers.
     """
-    size = sum(int(np.prod(role.shape)) for role in decoder.roles())
+    size = sum(prod(role.shape) for role in decoder.roles())
     tokens = golden_tokens(size)
     fitting = [p for p in prompts if len(p.ids) + tokens <= context]
     cases = [_Case(p) for p in (fitting[:LARGE_MODEL_PROMPTS] if size >= LARGE_MODEL else fitting)]
@@ -157,6 +159,11 @@ def _advance(run: Pass, cases: Sequence[_Case], *, first: bool, stop: Collection
     ends = np.cumsum([len(tokens) for tokens in new])
     rows = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, kept, strict=True)])
     top = top_logits(run, hidden[rows], TOP)
+    if not np.isfinite(top.std).all():
+        raise CheckpointError(
+            "expected finite logits from the model, found NaN or infinity. The artifact would answer with garbage.",
+            hint="the checkpoint is damaged, or its config.json belongs to another model",
+        )
     at = 0
     for case, count in zip(cases, kept, strict=True):
         last = len(case.prompt.ids) + len(case.continuation) - 1

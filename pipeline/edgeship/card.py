@@ -78,9 +78,10 @@ def model_card(plan: Plan, *, host: str, revision: str, license_file: Path | Non
 def _front_matter(plan: Plan, license_file: Path | None) -> dict[str, Any]:
     scheme = plan.recipe.scheme
     kinds = sorted({scheme.body, scheme.embeddings, scheme.head})
+    quantized = any(tensor.encoding.quantized for tensor in plan.stored())
     return {
         "base_model": plan.recipe.source.repo,
-        "base_model_relation": "quantized",
+        **({"base_model_relation": "quantized"} if quantized else {}),
         **_license(license_file),
         "library_name": "onnxruntime",
         "pipeline_tag": "text-generation",

@@ -60,8 +60,8 @@ from edgeship_runtime.manifest import (
 
 GRAPH_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 
-# The first onnxruntime whose CPU kernels know all the graph uses: 8 bits in MatMulNBits and GatherBlockQuantized.
-VERSIONS = {"onnxruntime": ">=1.22"}
+# The first onnxruntime that loads the graph: before it, GatherBlockQuantized knows no `bits`.
+VERSIONS = {"onnxruntime": ">=1.23"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def seal(
     Raises CheckpointError where the checkpoint's tokenizer or template cannot be used.
     """
     text = text or open_text(source, plan)
-    progress.start(0, "acceptance test")
+    progress.note("acceptance test: rendering chats, continuing prompts in float32")
     for name, content in text.files.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
@@ -123,7 +123,6 @@ def seal(
     files |= {name: _entry(directory, name, {}) for name in written}
     with _said_of(source, "the artifact's manifest would not be valid"):
         write_manifest(directory, replace(manifest, files=files))
-    progress.finish()
 
 
 def _write_card(directory: Path, plan: Plan, manifest: Manifest) -> str:

@@ -34,9 +34,9 @@ def open_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
 
     Raises CheckpointError when it does not load, or holds an id that a model of `vocab_size` tokens has no row for.
     """
-    read_limited(file)
+    blob = read_limited(file)
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_buffer(blob)
     except Exception as error:  # tokenizers raises plain Exception for whatever is wrong
         raise CheckpointError(
             f"{file}: expected a tokenizer that the tokenizers library loads, found: {_one_line(error)}.", hint=DAMAGED

@@ -52,7 +52,7 @@ class Pass:
     """A float32 forward pass over several sequences that are continued together.
 
     Use it as a context manager: it holds threads. Memory: `threads` chunks of weights, activations of the new tokens,
-    and keys and values of all tokens. The same input gives the same bits, whatever the number of threads.
+    and keys and values of all tokens. The same input gives the same bits on the same machine, whatever the threads.
     """
 
     def __init__(self, decoder: Decoder, weights: Weights, sequences: int = 1, threads: int | None = None) -> None:
@@ -162,9 +162,8 @@ class Pass:
 
     def _feed_forward(self, p: str, x: Floats) -> Floats:
         gate = self.linear(p + "gate", x)
-        with np.errstate(
-            over="ignore"
-        ):  # exp(-x) may overflow to infinity, and x / infinity is the 0 that SiLU tends to
+        # exp(-x) may overflow to infinity, and x / infinity is the 0 that SiLU tends to.
+        with np.errstate(over="ignore"):
             gate = gate / (1 + np.exp(-gate))
         return self.linear(p + "down", gate * self.linear(p + "up", x))
 

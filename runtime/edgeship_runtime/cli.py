@@ -19,13 +19,15 @@ from edgeship_runtime.errors import ArtifactError, EdgeshipRuntimeError, Resourc
 
 PIPE_CLOSED = 141
 """128 + SIGPIPE: whoever read our output has seen enough."""
+_EXHAUSTED = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, getattr(errno, "EDQUOT", errno.ENOSPC))
 _SCREEN = 2000  # characters of an error message
 
 _EPILOG = """example:
   edgeship-runtime run artifacts/tiny-int4 "What is the opposite of hot?"
 
 exit codes: 0 done, 2 usage, 8 artifact, 9 disk or memory, 10 a package is missing, 11 context full,
-12 engine, 13 chat template, 14 verify failed, 15 nothing to verify against, 130 interrupted, 1 a defect of edgeship.
+12 engine, 13 chat template, 14 verify failed, 15 nothing to verify against, 130 interrupted, 141 output closed,
+1 a defect of edgeship.
 EDGESHIP_DEBUG=1 shows where an error comes from."""
 
 
@@ -70,7 +72,7 @@ def _known(error: Exception) -> EdgeshipRuntimeError:
         return error
     if isinstance(error, MemoryError):
         return ResourceError("memory ran out", hint="a smaller --context needs less")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE):
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
         return ResourceError(f"the system ran out of something: {error}")
     if isinstance(error, OSError):
         return ArtifactError(f"a file cannot be used: {error}", hint="check that it exists and may be read")

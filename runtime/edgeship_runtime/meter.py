@@ -19,6 +19,7 @@ MAX_VALUE = 1 << 24
 BUDGET = 1 << 28
 """Weight of all values a render may make together: 256 MB, if it kept them all."""
 COMPILE_LIMIT_S = 10.0
+"""Constant expressions are computed when a template is compiled."""
 
 NODE = 16
 _MAX_BITS = 1 << 16  # of an integer: enough for anything but arithmetic for its own sake
@@ -26,7 +27,8 @@ _MAX_PLACES = 1000  # decimal places in `round`, whose power of ten is computed 
 _SPLITS = frozenset(("split", "rsplit", "splitlines", "partition", "rpartition"))
 _PADS = frozenset(("ljust", "rjust", "center", "zfill"))
 _BACKWARD = frozenset(("rfind", "rindex", "rsplit", "rpartition"))
-
+_BLANKS = tuple(letter for letter in map(chr, range(0x3001)) if letter.isspace())  # what `split()` splits at
+_PART = 1024  # items read from an iterator between two looks at the budget
 
 _CONTAINERS: Any = list | tuple | set | frozenset | Mapping | KeysView | ValuesView | ItemsView
 
@@ -55,10 +57,14 @@ class Meter:
         self._given[id(value)] = weight
         return weight
 
-    def charge(self, weight: int) -> None:
-        """Pay for making something of this weight; raises LimitError when it or the sum is too much."""
+    def limit(self, weight: int) -> None:
+        """Raise LimitError when a value of this weight is too heavy."""
         if weight > MAX_VALUE:
             raise LimitError(f"it makes a value larger than {MAX_VALUE >> 20} MB")
+
+    def charge(self, weight: int) -> None:
+        """Pay for making something of this weight; raises LimitError when it or the sum is too much."""
+        self.limit(weight)
         self.used += weight + NODE
         if self.used > BUDGET:
             raise LimitError(f"it makes more than {BUDGET >> 20} MB in all")
@@ -88,23 +94,38 @@ class Meter:
         return total
 
     def keep(self, value: Any) -> Any:
-        """Charge a value for its weight and return it."""
-        self.charge(self.weigh(value))
+        """Limit a new value by all it holds, charge it for itself (what it holds was paid for), and return it."""
+        self.limit(self.weigh(value))
+        self.charge(_own_weight(value))
         return value
 
     def read(self, values: Any) -> Any:
-        """The same values with a length: iterators are read into a list, each item paid for."""
+        """The same values with a length: iterators are read into a list, places paid for as they fill."""
         if hasattr(values, "__len__") or not isinstance(values, Iterable):
             return values
-        return [self.keep(item) for item in values]
+        found: list[Any] = []
+        source = iter(values)
+        while part := list(itertools.islice(source, _PART)):
+            self.charge(NODE * len(part))
+            found += part
+        return found
+
+
+def _own_weight(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    return NODE * len(value) if isinstance(value, _CONTAINERS) else 0
 
 
 def operator_price(meter: Meter, operator: str, left: Any, right: Any) -> int:
+    """What an operator would make at most; raises LimitError when that is too heavy with all it holds."""
     if operator == "%":
         return _format_price(meter, left, right) if isinstance(left, str | bytes) else 0
     if operator == "+":
-        both = _sized(left) and _sized(right)
-        return (meter.weigh(left) + meter.weigh(right)) * _escape_factor(left, right) if both else 0
+        if not (_sized(left) and _sized(right)):
+            return 0
+        meter.limit((meter.weigh(left) + meter.weigh(right)) * _escape_factor(left, right))
+        return (_own_weight(left) + _own_weight(right)) * _escape_factor(left, right)
     if isinstance(left, int) and isinstance(right, int):
         power = left.bit_length() * max(right, 0)
         bits = power if operator == "**" else left.bit_length() + right.bit_length()
@@ -113,7 +134,9 @@ def operator_price(meter: Meter, operator: str, left: Any, right: Any) -> int:
         return bits >> 3
     if operator == "*" and (_sized(left) or _sized(right)):
         values, times = (left, right) if _sized(left) else (right, left)
-        return meter.weigh(values) * max(times, 0) if isinstance(times, int) else 0
+        if isinstance(times, int) and times > 0:
+            meter.limit(meter.weigh(values) * times)
+            return _own_weight(values) * times
     return 0
 
 
@@ -129,15 +152,18 @@ def method_price(meter: Meter, name: str, text: Any, args: tuple[Any, ...], kwar
         return size * count + sum(map(meter.weigh, args)) * _escape_factor(text)
     if name in _PADS:
         return size + _whole(args)
-    price = size * 4
+    price = 0  # other methods make no more than their text, which is charged when it is there
     separator = next((item for item in args if isinstance(item, str | bytes)), None)
     if name in _SPLITS:
-        # Blank-separated text holds at most one word in two letters.
-        count = text.count(separator) if separator else len(text) // 2
-        price += 2 * NODE * min(count, _whole(args) or count)
+        parts = text.count(separator) if separator else _count_blanks(text)
+        price += 2 * NODE * min(parts, _whole(args) or parts)
     if name in _BACKWARD and separator:
         price += len(text) * len(separator) // NODE  # searched backwards in as many steps, not linearly
     return price
+
+
+def _count_blanks(text: str | bytes) -> int:
+    return sum(map(text.count, _BLANKS)) if isinstance(text, str) else len(text)
 
 
 def filter_price(meter: Meter, name: str, values: list[Any], kwargs: Mapping[str, Any]) -> int:
@@ -151,7 +177,7 @@ def filter_price(meter: Meter, name: str, values: list[Any], kwargs: Mapping[str
         return _replace_price(*(str(item) for item in (value, *arguments[:2])))
     if name == "join":
         separator = max((len(item) for item in arguments if isinstance(item, str)), default=0)
-        return meter.weigh(value) * 6 + separator * (len(value) if hasattr(value, "__len__") else 0)
+        return meter.weigh(value) + separator * (len(value) if hasattr(value, "__len__") else 0)
     if name == "indent":
         by = max([_whole(arguments), *(len(item) for item in arguments if isinstance(item, str)), 4])
         return len(str(value)) + by * (str(value).count("\n") + 1)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edgeship_runtime.answer import Clock, FinishReason, Piece, Result, Stats, Stream
 from edgeship_runtime.chat import ChatTemplate, load_template
+from edgeship_runtime.cpu import return_free_memory
 from edgeship_runtime.decode import Writer
 from edgeship_runtime.engines import Engine, engine_module
 from edgeship_runtime.errors import ContextError, DependencyError, EdgeshipRuntimeError, TemplateError, UsageError
@@ -284,10 +285,12 @@ def load(
     try:
         tokenizer = read_tokenizer(tokenizer_path)
         template = _template(directory, manifest)
+        return_free_memory()  # now, before the engine's own peak
     except BaseException:
         opening.discard()
         raise
     opened = opening.result()
+    return_free_memory()
     return Model(opened, tokenizer, manifest, template, directory=directory, load_s=time.perf_counter() - start)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship_runtime.commands import finish, sampling_options, show_answer, stats_line, system_message
 from edgeship_runtime.console import INTERRUPTED, print_json, safe
-from edgeship_runtime.errors import ContextError, EdgeshipRuntimeError, TemplateError
+from edgeship_runtime.errors import ContextError, EdgeshipRuntimeError, TemplateError, UsageError
 
 if TYPE_CHECKING:
     from edgeship_runtime.answer import Result
@@ -69,7 +69,10 @@ class _Session:
     def _read(self) -> str | None:
         """The next line, None at the end of input."""
         if not self._interactive:
-            line = sys.stdin.readline()
+            try:
+                line = sys.stdin.readline()
+            except UnicodeDecodeError as error:
+                raise UsageError(f"standard input is not UTF-8 text (byte {error.start})") from None
             return line.rstrip("\r\n") if line else None
         try:
             return input("> ")
@@ -102,7 +105,7 @@ class _Session:
         self._messages.append({"role": "user", "content": text})
         try:
             answer = self._answer()
-        except (ContextError, TemplateError) as error:
+        except (ContextError, TemplateError, UsageError) as error:
             if not self._interactive:
                 raise
             self._messages.pop()
@@ -133,4 +136,4 @@ class _Session:
 
 def _complaint(error: EdgeshipRuntimeError) -> str:
     hint = "/reset starts anew" if isinstance(error, ContextError) else error.hint
-    return f"error: {safe(error.message)}\n\nhint: {safe(hint)}"
+    return f"error: {safe(error.message)}\n\nhint: {safe(hint)}" if hint else f"error: {safe(error.message)}"

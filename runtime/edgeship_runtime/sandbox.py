@@ -6,7 +6,8 @@ any thread and on any platform:
 
 - **size**: no value heavier than MAX_VALUE ever exists. Whatever can make one (operators, filters, method calls,
   literals, slices, `~`) is priced *before* it runs where the price can be known, and weighed afterwards.
-- **budget**: everything a render makes is charged, kept or not; more than BUDGET in all ends it.
+- **budget**: everything a render makes is charged, kept or not; more than BUDGET in all ends it. What the
+  conversation holds costs nothing however often a list of it is made.
 - **time**: every loop turn, call, filter and operator looks at the clock. One built-in operation cannot be
   interrupted, but no operation has more than MAX_VALUE to work on.
 
@@ -47,9 +48,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         self.meter = Meter()
         extensions = [_Generation, jinja2.ext.loopcontrols]
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=lambda value: self.meter.keep(value)
-        )
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=self._shown)
         self.filters["tojson"] = self._tojson
         self.filters = {
             name: self._metered(name, function) for name, function in self.filters.items() if name not in _NO_FILTERS
@@ -67,6 +66,11 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         tree = self.parse(source)
         _Rewriter(self).visit(tree)
         return self.from_string(tree)
+
+    def _shown(self, value: Any) -> Any:
+        """What `{{ }}` is about to turn into text, all it holds included."""
+        self.meter.charge(self.meter.weigh(value))
+        return value
 
     def tick(self, text: int) -> str:
         """A turn of a loop or a macro whose body holds `text` characters of plain text."""

@@ -11,7 +11,7 @@ Golden top-1 and top-2 of a trained model are mostly further apart than that: a 
 LOGIT_ERROR_STD = 0.5
 """Largest error of a golden top logit, in standard deviations of the logits at its position.
 
-int8 activations (MatMulNBits, accuracy_level 4) cost 0.04 to 0.05 on x86 with 28 layers of Qwen2.5-1.5B's shape, and
-boards differ by about as much again. Ten times that is a wrong kernel, a wrong table or damaged weights, even where
-the largest logit happens to stay the largest.
+int8 activations (MatMulNBits, accuracy_level 4) cost 0.04 to 0.05 on average and 0.11 at most (31 positions) on x86
+with 28 layers of Qwen2.5-1.5B's shape, and boards differ by about as much again. Half a deviation is a wrong kernel, a
+wrong table or damaged weights, even where the largest logit happens to stay the largest.
 """

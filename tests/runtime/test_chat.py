@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
+import tolerances
 from edgeship_runtime.chat import ChatTemplate, check_messages, check_tools, load_template
-from edgeship_runtime.errors import ArtifactError, EdgeshipRuntimeError, TemplateError, UsageError
+from edgeship_runtime.errors import ArtifactError, DependencyError, EdgeshipRuntimeError, TemplateError, UsageError
 from edgeship_runtime.manifest import parse_manifest, read_manifest
 from manifests import GENAI, VALID
 
@@ -122,17 +124,18 @@ def template_text(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("transformers before 5 does not leave out members that are None")
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="<s>"))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+
+
 @pytest.mark.parity
 class TestEqualToTransformers:
-    @pytest.fixture(scope="class")
-    def tokenizer(self) -> Any:
-        transformers = pytest.importorskip("transformers")
-        tokenizers = pytest.importorskip("tokenizers")
-        if int(transformers.__version__.split(".")[0]) < 5:
-            pytest.skip("transformers before 5 does not leave out members that are None")
-        inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="<s>"))
-        return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
-
     @pytest.mark.parametrize("thinking", [None, True, False])
     @pytest.mark.parametrize("tools", [None, TOOLS], ids=["plain", "tools"])
     @pytest.mark.parametrize("name", [*TEMPLATES, "everything"])
@@ -194,12 +197,26 @@ class TestRender:
             thread.join()
         assert sorted(results) == [str(i) * 2000 for i in range(8)]
 
-    def test_a_long_conversation_is_fast(self) -> None:
-        messages = [{"role": ("user", "assistant")[i % 2], "content": "word " * 100} for i in range(1000)]
-        source = "{% for m in messages %}{{ (messages | length) ~ m.role ~ m.content.strip() + '\n' }}{% endfor %}"
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "{{ (messages | length) ~ m.role ~ m.content.strip() + '\n' }}",
+            "{{ (messages | selectattr('role', 'equalto', 'user') | list | last).content }}",
+            "{{ messages[loop.index0:][0].content }}{{ m.content.split() | length }}",
+            "{% set ns.seen = ns.seen + [m] %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{{ m | tojson }}",
+        ],
+    )
+    def test_a_long_conversation_is_no_attack(self, body: str) -> None:
+        messages = [{"role": ("user", "assistant")[i % 2], "content": "word " * 200} for i in range(1000)]
+        source = "{% set ns = namespace(seen=[]) %}{% for m in messages %}" + body + "{% endfor %}"
         started = time.perf_counter()
-        assert len(ChatTemplate(source).render(messages)) > 500_000
-        assert time.perf_counter() - started < 5
+        assert len(ChatTemplate(source).render(messages)) > 900_000
+        assert time.perf_counter() - started < tolerances.TEMPLATE_SECONDS
+
+    @pytest.mark.parametrize("name", TEMPLATES)
+    def test_a_message_of_a_million_characters(self, name: str) -> None:
+        messages = [{"role": "user", "content": "word " * 200_000}, {"role": "assistant", "content": "x" * 1_000_000}]
+        assert len(ChatTemplate(template_text(name)).render(messages)) > 2_000_000
 
     def test_refusal_carries_the_message(self) -> None:
         with pytest.raises(TemplateError, match="refuses the conversation: roles must alternate"):
@@ -218,6 +235,14 @@ class TestRender:
     def test_failures(self, source: str) -> None:
         with pytest.raises(TemplateError, match="the chat template failed"):
             self.render(source)
+
+    def test_jinja_is_missing_or_too_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("jinja2.__version__", "3.1.5")
+        with pytest.raises(DependencyError, match=r"jinja2>=3\.1\.6.*found 3\.1\.5"):
+            ChatTemplate("x")
+        monkeypatch.setitem(sys.modules, "jinja2", None)
+        with pytest.raises(DependencyError, match="jinja2"):
+            ChatTemplate("x")
 
     def test_no_default(self) -> None:
         with pytest.raises(TemplateError, match="none 'default'"):

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from command_line import ROOT, Ended, start
+import tolerances
+from command_line import ROOT, Ended, interrupt_after, start
 from edgeship_runtime import __version__, cli
 from edgeship_runtime.console import Progress, safe, visible
 
@@ -175,7 +176,6 @@ class TestProcess:
         assert err == b""
 
     def test_starts_fast(self) -> None:
-        started = time.process_time()
         times = []
         for _ in range(3):
             before = os.times()
@@ -190,8 +190,7 @@ class TestProcess:
             after = os.times()
             times.append(after.children_user - before.children_user + after.children_system - before.children_system)
         assert done.stdout == f"edgeship-runtime {__version__}\n"
-        assert min(times) < 0.5  # CPU seconds with the interpreter's own start
-        assert time.process_time() - started < 5
+        assert min(times) < tolerances.START_SECONDS
 
     @pytest.mark.parametrize("name", ["", "run", "chat", "info", "verify", "bench"])
     def test_help_has_an_example(self, command: Callable[..., Ended], name: str) -> None:

@@ -35,7 +35,7 @@ class Countdown:
 
 def main() -> None:
     checkpoint, out, point = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    from edgeship import build, stream
+    from edgeship import build, output, stream
     from edgeship.memory import Budget
     from exports import export
 
@@ -43,9 +43,9 @@ def main() -> None:
     for name in ("pwrite", "fsync", "fdatasync", "rename", "ftruncate", "posix_fallocate", "unlink"):
         setattr(os, name, countdown.before(getattr(os, name)))
     # Small chunks and a sync after each: the points spread over the whole export of a tiny model.
-    build.SYNC_EVERY = 1
+    output.SYNC_EVERY = 1
     real = stream.stream
-    build.stream = lambda jobs, sinks, budget: real(jobs, sinks, Budget(budget.workers, 1 << 12))
+    build.stream = lambda jobs, budget: real(jobs, Budget(budget.workers, 1 << 12))
     export(checkpoint, out)
     print(countdown.calls)
 

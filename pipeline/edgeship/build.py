@@ -7,8 +7,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,21 @@ from edgeship import __version__
 from edgeship.checkpoint.checkpoint import Checkpoint, account, fingerprint, open_checkpoint
 from edgeship.checkpoint.hub import fetch
 from edgeship.errors import ArtifactError, ResourceError
-from edgeship.formats.onnx.graph import make_model
-from edgeship.formats.onnx.layout import Layout, lay_out
-from edgeship.formats.onnx.write import DataFile, TrailingHash, final_before
+from edgeship.formats import FORMATS
+from edgeship.formats.base import Format
 from edgeship.memory import Budget, divide, peak_rss
+from edgeship.output import Output
 from edgeship.partial import PartialExport
 from edgeship.plan import Plan, plan_checkpoint
 from edgeship.progress import Progress, downloads
 from edgeship.recipe import Recipe
-from edgeship.seal import DATA_FILE, GRAPH_FILE, open_text, seal
+from edgeship.seal import seal
 from edgeship.sizes import format_size
 from edgeship.stream import Job, stream
 from edgeship.tensors import LazyTensor
+from edgeship.text import open_text
 
-SYNC_EVERY = 256 << 20  # bytes of the checkpoint between two syncs: what a power cut costs at most
-SEAL_SPACE = 64 << 20  # tokenizer, graph and acceptance files, rounded up
+SEAL_SPACE = 64 << 20  # bytes per format: tokenizer, graph and acceptance files, rounded up
 
 
 @dataclass(frozen=True)
@@ -60,35 +60,39 @@ def export(
     force: bool,
     progress: Progress,
 ) -> ExportReport:
-    """Export a recipe to `out/<recipe name>/<format>/` and report what it took.
+    """Export a recipe to `out/<recipe name>/<format>/` for each format and report what it took.
 
     `checkpoint` replaces the recipe's source by a local directory; `max_ram` is in bytes. Raises EdgeshipError of
     every kind; an artifact directory exists afterwards only if it is whole.
     """
     started = time.perf_counter()
-    final = out / recipe.name / "onnx"
     with _storage_errors(out):
-        _refuse_before_work(final, force)
+        finals = {name: out / recipe.name / name for name in formats}
+        _refuse_existing(finals.values(), force)
         source = _open_source(recipe, checkpoint, progress)
         plan = plan_checkpoint(recipe, source.config, str(source.path / "config.json"))
         plan.require()
         tensors = account(source, plan.decoder.roles())
         budget = divide(max_ram, max(t.nbytes // (2 * t.shape[0]) for t in tensors.values()))
-        layout = lay_out(plan)
         text = open_text(source, plan)
-        with PartialExport(final, _digest(plan, source), force=force) as partial:
-            _tell_what_was_found(partial, plan, progress)
-            _check_space(partial, layout)
-            data_digest = _write_weights(partial, plan, layout, tensors, budget, progress)
-            _write_graph(partial.directory, plan, layout)
-            seal(partial.directory, plan, layout, source, {DATA_FILE: data_digest}, progress, text)
-            partial.publish()
-    size = sum(p.stat().st_size for p in final.rglob("*") if p.is_file())
+        work = [FORMATS[name](plan, text) for name in formats]
+        with ExitStack() as stack:
+            digest = _digest(plan, source)
+            partials = [stack.enter_context(PartialExport(finals[f.name], digest, force=force)) for f in work]
+            for form, partial in zip(work, partials, strict=True):
+                _tell_what_was_found(partial, form, progress)
+            _check_space(work, partials)
+            digests = _write_weights(work, partials, plan, tensors, budget, progress)
+            for form, partial, data_digest in zip(work, partials, digests, strict=True):
+                seal(partial.directory, form, plan, source, text, data_digest, progress)
+            for partial in partials:
+                partial.publish()
+    size = sum(p.stat().st_size for final in finals.values() for p in final.rglob("*") if p.is_file())
     seconds, peak = time.perf_counter() - started, peak_rss()
     if peak > max_ram:
         progress.note(f"peak memory {format_size(peak)} went over --max-ram {format_size(max_ram)}")
     return ExportReport(
-        artifact=final.parent,
+        artifact=out / recipe.name,
         formats=tuple(formats),
         seconds=round(seconds, 2),
         peak_rss_mb=round(peak / 1e6, 1),
@@ -98,12 +102,14 @@ def export(
     )
 
 
-def _refuse_before_work(final: Path, force: bool) -> None:
-    if final.exists() and not force:
-        raise ArtifactError(
-            f"{final} exists already; nothing was written.",
-            hint="pass --force (make: FORCE=1) to replace it, or another --out",
-        )
+def _refuse_existing(finals: Iterable[Path], force: bool) -> None:
+    """Before anything is read: the cheapest mistake to find."""
+    for final in finals:
+        if final.exists() and not force:
+            raise ArtifactError(
+                f"{final} exists already; nothing was written.",
+                hint="pass --force (make: FORCE=1) to replace it, --format for another one only, or another --out",
+            )
 
 
 def _open_source(recipe: Recipe, checkpoint: Path | None, progress: Progress) -> Checkpoint:
@@ -119,70 +125,56 @@ def _digest(plan: Plan, source: Checkpoint) -> str:
     return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
 
 
-def _tell_what_was_found(partial: PartialExport, plan: Plan, progress: Progress) -> None:
+def _tell_what_was_found(partial: PartialExport, form: Format, progress: Progress) -> None:
     if partial.found == "resumed":
-        total = sum(1 for _ in plan.stored())
-        progress.note(f"an interrupted export was found: {len(partial.finished)} of {total} tensors are kept")
+        kept = len(partial.finished)
+        progress.note(f"{form.name}: an interrupted export was found: {kept} of {len(form.starts)} tensors are kept")
     elif partial.found == "discarded":
-        progress.note("an interrupted export of another recipe, checkpoint or version was found: starting over")
+        progress.note(
+            f"{form.name}: an interrupted export of another recipe, checkpoint or version was found: starting over"
+        )
 
 
-def _check_space(partial: PartialExport, layout: Layout) -> None:
-    data = partial.directory / DATA_FILE
-    held = data.stat().st_blocks * 512 if data.exists() else 0
-    needed, free = layout.size - held + SEAL_SPACE, shutil.disk_usage(partial.directory).free
+def _check_space(work: Sequence[Format], partials: Sequence[PartialExport]) -> None:
+    files = [partial.directory / form.data_file for form, partial in zip(work, partials, strict=True)]
+    held = sum(file.stat().st_blocks * 512 for file in files if file.exists())
+    needed = sum(form.size + SEAL_SPACE for form in work) - held
+    free = shutil.disk_usage(partials[0].directory).free
     if free < needed:
         raise ResourceError(
-            f"{partial.final.parent}: expected {format_size(needed)} of free disk, found {format_size(free)}. "
+            f"{partials[0].final.parent}: expected {format_size(needed)} of free disk, found {format_size(free)}. "
             f"The artifact would not fit; nothing was written.",
             hint="free some space or pass --out on another disk, then run the same command again",
         )
 
 
 def _write_weights(
-    partial: PartialExport,
+    work: Sequence[Format],
+    partials: Sequence[PartialExport],
     plan: Plan,
-    layout: Layout,
-    tensors: dict[str, LazyTensor],
+    tensors: Mapping[str, LazyTensor],
     budget: Budget,
     progress: Progress,
-) -> str:
-    """Stream every tensor that is not yet finished into the data file; returns the file's sha256."""
-    jobs = [
-        Job(p.role.key, tensors.get(p.role.key) or tensors["embed.weight"], p.encoding)
-        for p in layout.places
-        if p.role.key not in partial.finished
-    ]
-    data = DataFile(partial.directory / DATA_FILE, layout)
-    hashing = TrailingHash(data)
-    try:
+) -> list[str]:
+    """Stream every tensor that is not yet finished into the formats' data files; returns their sha256."""
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(Output(f, p)) for f, p in zip(work, partials, strict=True)]
+        jobs = []
+        for planned in plan.stored():
+            key = planned.role.key
+            sinks = [output for output in outputs if output.wants(key)]
+            if sinks:  # a head of its own in a tied model is made from the embedding's weights
+                jobs.append(Job(key, tensors.get(key) or tensors["embed.weight"], planned.encoding, sinks))
         progress.start(sum(job.tensor.nbytes for job in jobs), plan.recipe.name)
-        unfinished = {job.key: data.places[job.key] for job in jobs}
-        fresh, unsynced = [], 0
-        for step in stream(jobs, [data], budget):
-            progress.advance(step.nbytes, step.job.tensor.name)
-            unsynced += step.nbytes
-            if step.done:
-                fresh.append(step.job.key)
-                del unfinished[step.job.key]
-                hashing.advance(final_before(list(unfinished.values()), layout.cos.offset))
-            if unsynced >= SYNC_EVERY and fresh:
-                data.sync()
-                partial.record(fresh)
-                fresh, unsynced = [], 0
-        data.put_rope(plan.decoder.rope)
-        data.sync()
-        partial.record(fresh)
+        with closing(stream(jobs, budget)) as steps:
+            for step in steps:
+                progress.advance(step.nbytes, step.job.tensor.name)
+                for output in outputs:
+                    if output in step.job.sinks:
+                        output.note(step.job.key, step.nbytes, step.done)
+        digests = [output.finish() for output in outputs]
         progress.finish()
-        return hashing.finish()
-    finally:
-        hashing.abandon()
-        data.close()
-
-
-def _write_graph(directory: Path, plan: Plan, layout: Layout) -> None:
-    model = make_model(plan, layout, DATA_FILE)
-    (directory / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        return digests
 
 
 @contextmanager

@@ -5,15 +5,9 @@ Everything written is a function of the plan, the checkpoint's files and the wei
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import onnx
-from tokenizers import Tokenizer
 
 from edgeship import __version__
 from edgeship.acceptance import (
@@ -25,26 +19,12 @@ from edgeship.acceptance import (
 )
 from edgeship.card import model_card
 from edgeship.checkpoint.checkpoint import Checkpoint
-from edgeship.errors import CheckpointError
-from edgeship.formats.onnx.genai import genai_config, inference_model
-from edgeship.formats.onnx.graph import operators
-from edgeship.formats.onnx.layout import Layout
+from edgeship.formats.base import Format
 from edgeship.plan import Plan
 from edgeship.progress import Progress
-from edgeship.reference.weights import StoredWeights
-from edgeship.tokenizer import (
-    GENERATION,
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    SpecialTokens,
-    chat_templates,
-    open_tokenizer,
-    read_limited,
-    special_tokens,
-)
-from edgeship_runtime.acceptance import CHATS, DATE_STRING, GOLDEN
+from edgeship.text import TextSide, blamed_on
+from edgeship_runtime.acceptance import CHATS, GOLDEN
 from edgeship_runtime.chat import ChatTemplate, load_template
-from edgeship_runtime.errors import EdgeshipRuntimeError, TemplateError
 from edgeship_runtime.manifest import (
     Budgets,
     FileEntry,
@@ -58,70 +38,31 @@ from edgeship_runtime.manifest import (
     write_manifest,
 )
 
-GRAPH_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
-
-# The first onnxruntime that loads the graph: before it, GatherBlockQuantized knows no `bits`.
-VERSIONS = {"onnxruntime": ">=1.23"}
-
-
-@dataclass(frozen=True)
-class TextSide:
-    """A checkpoint's tokenizer, checked, its special tokens, and the files that go into the artifact as they are."""
-
-    tokenizer: Tokenizer
-    special: SpecialTokens
-    files: Mapping[str, bytes]  # by name in the artifact
-
-
-def open_text(source: Checkpoint, plan: Plan) -> TextSide:
-    """Read and check everything of the checkpoint that is not weights, before the long work on those begins.
-
-    Raises CheckpointError naming file and token at a tokenizer that does not load or does not fit the model, at
-    special tokens that are none, and at a chat template that the runtime's sandbox does not take.
-    """
-    tokenizer = open_tokenizer(source.path / TOKENIZER, plan.decoder.vocab_size)
-    special = special_tokens(source.path, source.config, tokenizer)
-    names = [TOKENIZER, TOKENIZER_CONFIG, GENERATION]
-    names += sorted(file.name for file in source.files if file.name.startswith("LICENSE"))
-    files = {name: read_limited(source.path / name) for name in names if (source.path / name).is_file()}
-    templates = chat_templates(source.path)
-    with _said_of(source, "the chat template cannot be used"):
-        for template in templates.values():
-            ChatTemplate(template)
-    return TextSide(tokenizer, special, files | {name: text.encode() for name, text in templates.items()})
-
 
 def seal(
-    directory: Path,
-    plan: Plan,
-    layout: Layout,
-    source: Checkpoint,
-    digests: Mapping[str, str],
-    progress: Progress,
-    text: TextSide | None = None,
+    directory: Path, form: Format, plan: Plan, source: Checkpoint, text: TextSide, digest: str, progress: Progress
 ) -> None:
-    """Write everything but graph and weights into `directory`, which holds those two, and the manifest last.
+    """Write everything but the weights into `directory`, which holds those, and the manifest last.
 
-    `digests` are sha256 sums already known, by file name; `text` is what `open_text` answered, if it was asked before.
-    Raises CheckpointError where the checkpoint's tokenizer or template cannot be used.
+    `digest` is the sha256 of the data file. Raises CheckpointError where the checkpoint's template cannot be used.
     """
-    text = text or open_text(source, plan)
-    progress.note("acceptance test: rendering chats, continuing prompts in float32")
+    progress.note(f"{form.name}: acceptance test, rendering chats, continuing prompts in float32")
+    model = form.write_model(directory)
     for name, content in text.files.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
-    files = {name: _entry(directory, name, digests) for name in (GRAPH_FILE, DATA_FILE, *text.files)}
-    manifest = _manifest(plan, source, text.special, directory, files)
-    with _said_of(source, "the chat template cannot be used"):
+    files = {name: describe_file(directory / name) for name in (*model, *text.files)}
+    files[form.data_file] = FileEntry(form.size, digest)
+    manifest = _manifest(form, plan, source, text, files)
+    with blamed_on(source, "the chat template cannot be used"):
         template = load_template(directory, manifest)
     written = [
-        _write_json(directory, "genai_config.json", genai_config(plan, text.special, text.tokenizer.token_to_id)),
-        _write_json(directory, "inference_model.json", inference_model(plan.recipe.name, _foundry_prompt(template))),
+        *form.write_companions(directory, text, template),
         _write_card(directory, plan, manifest),
-        *_write_acceptance(directory, plan, layout, text, template),
+        *_write_acceptance(directory, form, plan, text, template),
     ]
-    files |= {name: _entry(directory, name, {}) for name in written}
-    with _said_of(source, "the artifact's manifest would not be valid"):
+    files |= {name: describe_file(directory / name) for name in written}
+    with blamed_on(source, "the artifact's manifest would not be valid"):
         write_manifest(directory, replace(manifest, files=files))
 
 
@@ -131,17 +72,17 @@ def _write_card(directory: Path, plan: Plan, manifest: Manifest) -> str:
         host=manifest.source.host,
         revision=manifest.source.revision,
         license_file=next((directory / name for name in sorted(manifest.files) if name.startswith("LICENSE")), None),
-        weight_bytes=manifest.files[GRAPH_FILE].size + manifest.files[DATA_FILE].size,
+        weight_bytes=sum(entry.size for name, entry in manifest.files.items() if name.startswith("model.")),
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
     return "README.md"
 
 
 def _write_acceptance(
-    directory: Path, plan: Plan, layout: Layout, text: TextSide, template: ChatTemplate | None
+    directory: Path, form: Format, plan: Plan, text: TextSide, template: ChatTemplate | None
 ) -> tuple[str, str]:
     write_chats(directory, template, text.tokenizer)
-    with StoredWeights(directory / DATA_FILE, {place.role.key: place for place in layout.places}) as weights:
+    with form.weights(directory) as weights:
         write_golden(
             directory,
             plan.decoder,
@@ -154,14 +95,11 @@ def _write_acceptance(
     return CHATS, GOLDEN
 
 
-def _manifest(
-    plan: Plan, source: Checkpoint, special: SpecialTokens, directory: Path, files: Mapping[str, FileEntry]
-) -> Manifest:
-    d, recipe, scheme = plan.decoder, plan.recipe, plan.recipe.scheme
-    graph = onnx.load(str(directory / GRAPH_FILE), load_external_data=False)
+def _manifest(form: Format, plan: Plan, source: Checkpoint, text: TextSide, files: Mapping[str, FileEntry]) -> Manifest:
+    d, recipe, scheme, special = plan.decoder, plan.recipe, plan.recipe.scheme, text.special
     return Manifest(
         name=recipe.name,
-        format="onnx",
+        format=form.name,
         edgeship=__version__,
         source=SourceFacts(
             host="local" if source.revision == "local" else recipe.source.host,
@@ -192,43 +130,14 @@ def _manifest(
                 "head": scheme.encoding("head").name,
             },
         ),
-        ops=tuple(operators(graph)),
-        versions=VERSIONS,
+        ops=tuple(form.operators()),
+        versions=form.versions,
         budgets=Budgets(size_mb=recipe.accept.size_mb),
         files=files,
         hints=Hints(),
     )
 
 
-@contextmanager
-def _said_of(source: Checkpoint, what: str) -> Iterator[None]:
-    """What the runtime's code finds wrong here is wrong with the checkpoint."""
-    try:
-        yield
-    except EdgeshipRuntimeError as error:
-        raise CheckpointError(f"{source.path}: {what}: {error.message}.", hint=error.hint) from None
-
-
-def _foundry_prompt(template: ChatTemplate | None) -> str:
-    """One chat turn with {Content} where the user's text goes; just that where no template takes it."""
-    if template is None:
-        return "{Content}"
-    try:
-        return template.render([{"role": "user", "content": "{Content}"}], date_string=DATE_STRING)
-    except TemplateError:
-        return "{Content}"
-
-
 def _tie_tolerance(plan: Plan) -> float:
     quantized = any(tensor.encoding.quantized for tensor in plan.stored())
     return TIE_TOLERANCE_QUANTIZED if quantized else TIE_TOLERANCE_FLOAT
-
-
-def _entry(directory: Path, name: str, digests: Mapping[str, str]) -> FileEntry:
-    file = directory / name
-    return FileEntry(file.stat().st_size, digests[name]) if name in digests else describe_file(file)
-
-
-def _write_json(directory: Path, name: str, value: Any) -> str:
-    (directory / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    return name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -27,11 +27,12 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One tensor to write: its key in the layout, where it comes from, how it is stored."""
+    """One tensor to write: its key in the layouts, where it comes from, how it is stored, and who takes it."""
 
     key: str
     tensor: LazyTensor
     encoding: Encoding
+    sinks: Sequence[Sink]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Step:
     done: bool
 
 
-def stream(jobs: Sequence[Job], sinks: Sequence[Sink], budget: Budget) -> Iterator[Step]:
+def stream(jobs: Sequence[Job], budget: Budget) -> Generator[Step, None, None]:
     """Work through all jobs in order with `budget.workers` threads, yielding a step per chunk as it is written.
 
     Raises the first worker's error. Closing the iterator early (an interrupt, an error in the consumer) stops the
@@ -58,7 +59,7 @@ def stream(jobs: Sequence[Job], sinks: Sequence[Sink], budget: Budget) -> Iterat
             while not stop.is_set() and (chunk := chunks.take()) is not None:
                 job, a, b = chunk
                 rows = _encode(job, job.tensor.raw(a, b))
-                for sink in sinks:
+                for sink in job.sinks:
                     sink.put(job.key, a, rows)
                 steps.put(Step(job, job.tensor.nbytes * (b - a) // job.tensor.shape[0], chunks.finish(job)))
         except BaseException as error:  # carried to the consumer's thread, whatever it is

@@ -12,6 +12,7 @@ from checkpoints import write_checkpoint
 from edgeship.formats.onnx.genai import genai_config, inference_model
 from edgeship.plan import Plan, make_plan
 from edgeship.tokenizer import SpecialTokens
+from edgeship_runtime.chat import ChatTemplate
 from exports import FLOAT32, export, recipe
 
 CONFIG = {
@@ -60,10 +61,18 @@ def test_sampling_comes_from_the_recipe_within_what_genai_takes() -> None:
     assert config(sampling={"top_k": 1000})["search"]["top_k"] == 320
 
 
-def test_foundry_local_gets_one_chat_turn() -> None:
-    assert inference_model("tiny", "<user>{Content}<bot>") == {
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("<user>{{ messages[0].content }}<bot>", "<user>{Content}<bot>"),
+        ("{{ raise_exception('no') }}", "{Content}"),
+        (None, "{Content}"),
+    ],
+)
+def test_foundry_local_gets_one_chat_turn(template: str | None, prompt: str) -> None:
+    assert inference_model("tiny", ChatTemplate(template) if template else None) == {
         "Name": "tiny",
-        "PromptTemplate": {"assistant": "{Content}", "prompt": "<user>{Content}<bot>"},
+        "PromptTemplate": {"assistant": "{Content}", "prompt": prompt},
     }
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from edgeship.plan import Plan
 from edgeship.tokenizer import SpecialTokens
+from edgeship_runtime.acceptance import DATE_STRING
+from edgeship_runtime.chat import ChatTemplate
+from edgeship_runtime.errors import TemplateError
 
 # Tokens by which onnxruntime-genai finds tool calls and thoughts in the output, in the models that have them.
 MARKERS = {
@@ -79,6 +82,16 @@ def _search(plan: Plan) -> dict[str, Any]:
     }
 
 
-def inference_model(name: str, prompt: str) -> dict[str, Any]:
-    """The contents of inference_model.json; `prompt` is a rendered chat whose user says {Content}."""
-    return {"Name": name, "PromptTemplate": {"assistant": "{Content}", "prompt": prompt}}
+def inference_model(name: str, template: ChatTemplate | None) -> dict[str, Any]:
+    """The contents of inference_model.json."""
+    return {"Name": name, "PromptTemplate": {"assistant": "{Content}", "prompt": _prompt(template)}}
+
+
+def _prompt(template: ChatTemplate | None) -> str:
+    """One chat turn with {Content} where the user's text goes; just that where no template takes it."""
+    if template is None:
+        return "{Content}"
+    try:
+        return template.render([{"role": "user", "content": "{Content}"}], date_string=DATE_STRING)
+    except TemplateError:
+        return "{Content}"

@@ -45,7 +45,7 @@ def edgeship(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """One recipe in, one artifact out: language models as ONNX int4 and int8 for small machines."""
+    """One recipe in, one artifact out: language models as ONNX and GGUF for small machines."""
 
 
 @app.command(epilog="Example: edgeship recipes --json")
@@ -91,7 +91,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the artifact OUT/NAME/onnx/ of a recipe. An interrupted export is resumed by the same command."""
+    """Make the artifact OUT/NAME/ of a recipe, a directory per format. An interrupted export is resumed by the same command."""
     from edgeship import catalog, show
     from edgeship.progress import progress_for
     from edgeship.recipe import chosen_formats

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from edgeship import catalog, errors, fields
+from edgeship import catalog, errors, fields, show
 from edgeship.encodings import ENCODINGS
 from edgeship.plan import read_plan
 from edgeship.recipe import Recipe
 from edgeship.schema import EXTENDS
-from edgeship.sizes import format_count, format_size
+from edgeship.sizes import format_count
 
 _BLOCK = re.compile(r"(<!-- generated: ([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -45,23 +45,34 @@ def _default(value: object, *, required: bool) -> str:
 def encodings_table() -> str:
     """Every stored form of a weight."""
     rows = [
-        (f"`{e.name}`", str(e.bits), str(e.group or "–"), f"{_stored_bits(e.bits, e.group):g}", e.onnx, e.gguf or "–")
+        (
+            f"`{e.name}`",
+            str(e.bits),
+            str(e.group or "–"),
+            *((e.onnx, f"{_bits_per_weight(sum(e.onnx_bytes(_ROW))):g}") if e.onnx else ("–", "–")),
+            *((e.gguf, f"{_bits_per_weight(e.gguf_bytes(_ROW)):.4g}") if e.gguf else ("–", "–")),
+        )
         for e in ENCODINGS.values()
     ]
-    return _markdown(("encoding", "bits", "group", "bits per weight in ONNX", "ONNX node", "GGUF type"), rows)
+    headers = ("encoding", "bits", "group", "ONNX node", "bits per weight there", "GGUF type", "bits per weight there")
+    return _markdown(headers, rows)
 
 
-def _stored_bits(bits: int, group: int) -> float:
-    return bits + (32 / group if group else 0)
+_ROW = (256,)  # elements that every group divides
+
+
+def _bits_per_weight(nbytes: int) -> float:
+    return 8 * nbytes / _ROW[0]
 
 
 def catalogue_table() -> str:
-    """Every recipe of the catalogue, with the sizes it comes to."""
+    """Every recipe of the catalogue, with the sizes it comes to, and RAM at its context."""
     rows = []
     for plan in (read_plan(catalog.find(name)) for name in catalog.names()):
-        sizes = f"{plan.bits_per_weight:.2f}", format_size(plan.size_bytes), format_size(plan.memory.total)
-        rows.append((f"`{plan.recipe.name}`", plan.recipe.source.repo, format_count(plan.parameters), *sizes))
-    return _markdown(("recipe", "source", "parameters", "bits per weight", "size", "RAM at its context"), rows)
+        made = show.format_cells(plan)
+        rows.append((f"`{plan.recipe.name}`", plan.recipe.source.repo, format_count(plan.parameters), *made))
+    headers = [h.removeprefix(">") for h in show.FORMAT_HEADERS]
+    return _markdown(("recipe", "source", "parameters", *headers), rows)
 
 
 def exit_codes_table() -> str:

@@ -26,7 +26,7 @@ def expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(str(a) for a in arguments)
     if origin is tuple:
-        return f"a list of {expected(arguments[0])}"
+        return f"a list of {expected(arguments[0]).removeprefix('one of ')}"
     if origin is dict:
         return "a mapping"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -137,8 +137,9 @@ def _unknown(model: type[BaseModel], path: Sequence[str | int], keys: Sequence[s
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """`; did you mean 'x'?` for the nearest of the known names, or nothing."""
-    near = get_close_matches(name[:100].lower(), known, 1, 0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    by_lower = {k.lower(): k for k in known}
+    near = get_close_matches(name[:100].lower(), by_lower, 1, 0.6)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 def found(value: Any) -> str:

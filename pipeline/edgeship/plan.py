@@ -6,7 +6,6 @@ Plain frozen data, computed without weights: writers work from it, and `edgeship
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,23 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from edgeship import archs
-from edgeship.archs.base import Decoder, Part, Role
+from edgeship.archs.base import Decoder, Role
+from edgeship.conflicts import conflicts, notes
 from edgeship.encodings import ENCODINGS, Encoding
 from edgeship.errors import PlanError
-from edgeship.recipe import Recipe
-from edgeship.sizes import format_size
+from edgeship.footprint import Footprint, footprint
+from edgeship.quant import mixes
+from edgeship.recipe import Format, Recipe
 
 ROPE_ROWS = 32768
 """Rows of the rotary tables at most, unless the recipe's context is longer: 16 MB at head size 128."""
 
 MAX_LAYERS = 1024
 """No model has more by far; a plan lists every tensor, so the number must be bounded before it does."""
-
-RUNTIME_BYTES = 60_000_000
-"""Python, numpy, onnxruntime and a session's bookkeeping (measured with onnxruntime 1.31: 43 MB imported)."""
-
-TOKENIZER_BYTES = 600
-"""Per vocabulary entry, in the tokenizers package (measured: 86 MB for Qwen's 151,665)."""
 
 
 @dataclass(frozen=True)
@@ -40,55 +35,16 @@ class PlannedTensor:
 
     role: Role
     encoding: Encoding
+    wanted: Encoding | None = None  # what its mix has for it, where that does not fit its rows
 
     @property
     def weights(self) -> int:
         return prod(self.role.shape)
 
-    @property
-    def codes(self) -> int:
-        """Bytes of codes, or of floats, in model.onnx.data."""
-        return self.encoding.onnx_bytes(self.role.shape)[0]
-
-    @property
-    def scales(self) -> int:
-        """Bytes of scales in model.onnx.data."""
-        return self.encoding.onnx_bytes(self.role.shape)[1]
-
-
-@dataclass(frozen=True)
-class PartSize:
-    """What one part of the model takes in one encoding; sizes in bytes."""
-
-    part: str  # body, embeddings, head, "embeddings + head" (stored once), or float (norms and biases)
-    encoding: str
-    tensors: int
-    weights: int
-    codes: int
-    scales: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.codes + self.scales
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.nbytes / self.weights
-
-
-@dataclass(frozen=True)
-class Memory:
-    """RAM the artifact takes at run time with its KV cache full, in bytes."""
-
-    weights: int  # pages of model.onnx.data that stay in use: scales, norms, biases, rotary tables
-    repacked: int  # onnxruntime's own copy of matrices, laid out for the CPU's instructions
-    kv_per_token: int  # float32 K and V of all layers
-    kv_total: int
-    runtime: int  # interpreter, onnxruntime, tokenizer
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.repacked + self.kv_total + self.runtime
+    def nbytes(self, form: Format) -> int:
+        """Bytes in the file of a format, scales included."""
+        shape = self.role.shape
+        return self.encoding.gguf_bytes(shape) if form == "gguf" else sum(self.encoding.onnx_bytes(shape))
 
 
 @dataclass(frozen=True)
@@ -119,33 +75,15 @@ class Plan:
         if self.decoder.tied and not self.shared_head:
             yield self.head
 
-    @cached_property
-    def parts(self) -> tuple[PartSize, ...]:
-        """Sizes by part and encoding, in the order body, embeddings, head, float."""
-        groups: dict[tuple[str, str], list[PlannedTensor]] = defaultdict(list)
-        for t in self.stored():
-            part = "embeddings + head" if t.role.part == "embeddings" and self.shared_head else t.role.part
-            groups[part, t.encoding.name].append(t)
-        order = ("body", "embeddings", "embeddings + head", "head", "float")
-        return tuple(
-            PartSize(*key, len(ts), *(sum(getattr(t, f) for t in ts) for f in ("weights", "codes", "scales")))
-            for key, ts in sorted(groups.items(), key=lambda item: order.index(item[0][0]))
-        )
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """The formats of the recipe: one set of tensors, stored in each."""
+        return self.recipe.formats
 
     @cached_property
-    def rope_bytes(self) -> int:
-        """Bytes of the float32 cos and sin tables, each [rope_positions, head_dim / 2]."""
-        return 2 * self.rope_positions * (self.decoder.head_dim // 2) * 4
-
-    @cached_property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights, scales included."""
-        return sum(t.codes + t.scales for t in self.stored())
-
-    @cached_property
-    def size_bytes(self) -> int:
-        """Size of model.onnx.data, but for padding between tensors: weights with scales, and the rotary tables."""
-        return self.weight_bytes + self.rope_bytes
+    def footprints(self) -> dict[Format, Footprint]:
+        """Sizes and memory by format, of those that can hold every encoding."""
+        return {f: footprint(self, f) for f in self.formats if all(t.encoding.in_format(f) for t in self.stored())}
 
     @cached_property
     def parameters(self) -> int:
@@ -153,26 +91,27 @@ class Plan:
         return sum(t.weights for t in self.tensors)
 
     @cached_property
-    def bits_per_weight(self) -> float:
-        """Bits stored per weight of the checkpoint: all weights, scales included."""
-        return 8 * self.weight_bytes / self.parameters
+    def needing_importance(self) -> tuple[PlannedTensor, ...]:
+        """The tensors whose types are too coarse to be of use without an importance matrix."""
+        scheme = self.recipe.scheme
+        coarse = mixes.MIXES[scheme.mix].most if scheme.mix and mixes.MIXES[scheme.mix].needs_importance else ""
+        return tuple(
+            t
+            for t in self.stored()
+            if t.encoding.needs_importance or (t.encoding.name == coarse and t.role.part == "body")
+        )
 
     @cached_property
-    def memory(self) -> Memory:
-        """RAM at run time in onnxruntime, with the KV cache at the recipe's context.
+    def part_encodings(self) -> dict[str, str]:
+        """What body, embeddings and head are stored as: `int4-32`, or `q4_k, q6_k` where tensors differ."""
+        parts = {"body": [t for t in self.tensors if t.role.part == "body"], "embeddings": [self.tensors[0]]}
+        parts["head"] = [self.head]
+        return {part: ", ".join(dict.fromkeys(t.encoding.name for t in ts)) for part, ts in parts.items()}
 
-        The file's own codes are not counted: matrices are repacked, and of the embedding table only rows are read.
-        """
-        d = self.decoder
-        matrices = [t for t in self.tensors if t.role.part == "body"] + [self.head]
-        per_token = d.layers * 2 * d.kv_heads * d.head_dim * 4
-        return Memory(
-            weights=self.size_bytes - sum(t.codes for t in self.stored() if t.role.part != "float"),
-            repacked=sum(_repacked(t) for t in matrices),
-            kv_per_token=per_token,
-            kv_total=per_token * self.recipe.context,
-            runtime=RUNTIME_BYTES + TOKENIZER_BYTES * d.vocab_size,
-        )
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits stored per weight of the checkpoint, in the first format."""
+        return self.footprints[self.formats[0]].bits_per_weight
 
     def require(self) -> None:
         """Raises PlanError listing the conflicts, if there are any."""
@@ -190,22 +129,12 @@ class Plan:
             "recipe": self.recipe.resolved(),
             "architecture": {k: v for k, v in asdict(d).items() if isinstance(v, str | int | float)},
             "parameters": self.parameters,
-            "parts": [asdict(p) | {"bytes": p.nbytes, "bits_per_weight": p.bits_per_weight} for p in self.parts],
             "shared_head": self.shared_head,
-            "bits_per_weight": self.bits_per_weight,
-            "size_bytes": self.size_bytes,
-            "rope": {"positions": self.rope_positions, "bytes": self.rope_bytes},
-            "ram_bytes": asdict(self.memory) | {"total": self.memory.total},
+            "rope_positions": self.rope_positions,
+            "formats": {form: made.to_json() for form, made in self.footprints.items()},
             "conflicts": list(self.conflicts),
             "notes": list(self.notes),
         }
-
-
-def _repacked(t: PlannedTensor) -> int:
-    """Bytes of onnxruntime's copy of a matrix: codes, scales and a float32 sum per group (MatMulNBits, level 4)."""
-    if t.encoding.quantized:
-        return t.codes + 2 * t.scales
-    return 4 * t.weights  # float16 is widened when the model loads: the CPU multiplies float32
 
 
 def make_plan(recipe: Recipe, config: Mapping[str, Any], file: str = "config.json") -> Plan:
@@ -219,18 +148,34 @@ def make_plan(recipe: Recipe, config: Mapping[str, Any], file: str = "config.jso
             f"{file}: num_hidden_layers: expected at most {MAX_LAYERS}, found {decoder.layers}.",
             hint="restore the value the model was published with",
         )
-    of_part: dict[Part, Encoding] = {p: recipe.scheme.encoding(p) for p in ("body", "embeddings", "head")}
-    of_part["float"] = ENCODINGS["float32"]
+    tensors = tuple(_planned(recipe, decoder))
     plan = Plan(
         recipe=recipe,
         decoder=decoder,
-        tensors=tuple(PlannedTensor(r, of_part[r.part]) for r in decoder.roles()),
-        shared_head=decoder.tied and of_part["head"] == of_part["embeddings"],
+        tensors=tensors,
+        shared_head=decoder.tied and (recipe.scheme.mix is not None or _same_table(recipe)),
         rope_positions=max(recipe.context, min(decoder.max_positions, ROPE_ROWS)),
         conflicts=(),
         notes=(),
     )
-    return replace(plan, conflicts=tuple(_conflicts(plan)), notes=tuple(_notes(plan)))
+    return replace(plan, conflicts=tuple(conflicts(plan)), notes=tuple(notes(plan)))
+
+
+def _planned(recipe: Recipe, decoder: Decoder) -> Iterator[PlannedTensor]:
+    scheme, importance = recipe.scheme, recipe.imatrix is not None
+    chosen = mixes.choose(decoder, scheme.mix, importance=importance) if scheme.mix else {}
+    for role in decoder.roles():
+        if role.part == "float":
+            yield PlannedTensor(role, ENCODINGS["float32"])
+        elif scheme.mix:
+            choice = chosen[role.key]
+            yield PlannedTensor(role, choice.encoding, choice.wanted if choice.wanted != choice.encoding else None)
+        else:
+            yield PlannedTensor(role, scheme.encoding(role.part))
+
+
+def _same_table(recipe: Recipe) -> bool:
+    return recipe.scheme.encoding("head") == recipe.scheme.encoding("embeddings")
 
 
 def plan_checkpoint(recipe: Recipe, config: Mapping[str, Any], file: str = "config.json") -> Plan:
@@ -298,59 +243,3 @@ def _equal(a: Any, b: Any) -> bool:
     if a is False or a is None:  # writers leave these out
         return b is False or b is None
     return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
-
-
-def _conflicts(plan: Plan) -> Iterator[str]:
-    yield from _group_conflicts(plan)
-    d, r = plan.decoder, plan.recipe
-    if r.context > d.max_positions:
-        yield (
-            f"context: {r.context} is more than the {d.max_positions} positions that {d.model_type} was made for; "
-            f"lower it{'' if d.rope.scaling else ', or set rope_scaling (YaRN)'}"
-        )
-    limit = r.accept.size_mb
-    if limit is not None and plan.size_bytes > limit * 1e6:
-        yield (
-            f"accept.size_mb: the weights alone take {plan.size_bytes / 1e6:.0f} MB, over the limit of {limit:g} MB; "
-            f"raise it, or choose smaller types"
-        )
-
-
-def _group_conflicts(plan: Plan) -> Iterator[str]:
-    """Weights whose rows do not divide into groups, one line per shape and encoding."""
-    alike: dict[tuple[int, str], list[PlannedTensor]] = defaultdict(list)
-    for t in plan.stored():
-        if t.encoding.quantized and t.role.shape[-1] % t.encoding.group:
-            alike[t.role.shape[-1], t.encoding.name].append(t)
-    sizes = sorted({e.group for e in ENCODINGS.values() if e.quantized})
-    for (columns, _), tensors in alike.items():
-        first, others = tensors[0], len(tensors) - 1
-        fitting = [str(s) for s in sizes if columns % s == 0]
-        parts = sorted({t.role.part for t in tensors})
-        if plan.shared_head and "embeddings" in parts:
-            parts.append("head")
-        remedy = f"group_size {' or '.join(fitting)}, or " if fitting else ""
-        yield (
-            f"{first.role.tensor} {list(first.role.shape)}{f' and {others} more' if others else ''}: rows of {columns} "
-            f"do not divide into groups of {first.encoding.group}; use {remedy}float16 for {' and '.join(parts)}"
-        )
-
-
-def _notes(plan: Plan) -> Iterator[str]:
-    d, scheme = plan.decoder, plan.recipe.scheme
-    if d.tied and not plan.shared_head:
-        yield (
-            f"embeddings ({scheme.embeddings}) and head ({scheme.head}) are tied but stored twice, "
-            f"since their types differ: {format_size(plan.head.codes + plan.head.scales)} more"
-        )
-    if plan.rope_positions < d.max_positions:
-        yield (
-            f"the artifact runs with a context of up to {plan.rope_positions} tokens, "
-            f"of the model's {d.max_positions}; raise context for more"
-        )
-    if any(t.encoding.quantized and t.encoding.gguf is None for t in plan.tensors):
-        yield f"groups of {scheme.group_size} exist in ONNX only; GGUF stores groups of 32"
-    if d.rope.scaling is not None and d.rope.scaling["rope_type"] == "yarn":
-        yield "YaRN scales every position, short texts included; leave rope_scaling out where context allows"
-    if scheme.body == "float16":
-        yield "float16 saves disk, not memory: onnxruntime widens it to float32 on the CPU"

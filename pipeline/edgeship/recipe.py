@@ -11,17 +11,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from edgeship import yaml_source
 from edgeship.encodings import Encoding, WeightType, encoding_of
 from edgeship.errors import RecipeError, UsageError
 from edgeship.fields import did_you_mean, explain, found
+from edgeship.quant.mixes import MixName
 from edgeship.yaml_source import Document, KeyPath, Problem
 
 Host = Literal["huggingface", "modelscope", "local"]
-Format = Literal["onnx"]
+Format = Literal["onnx", "gguf"]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """What a recipe may be called: its name becomes a directory, so nothing that a path gives a meaning to."""
@@ -87,7 +98,18 @@ class Source(_Frozen):
 class Scheme(_Frozen):
     """How weights are stored, by the part of the model they belong to; norms and biases stay float32."""
 
-    body: WeightType = Field(default="int4", description="the linear layers of attention and feed-forward")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"required": ["mix"], "properties": {"mix": {"type": "string"}}},
+            "then": {"maxProperties": 1},
+        }
+    )
+
+    body: WeightType = Field(
+        default="int4",
+        description="the linear layers of attention and feed-forward; all but int4, int8, float16 and float32 are "
+        "ggml's own and need formats: [gguf] (q4_0 and q8_0 are int4 and int8 in groups of 32)",
+    )
     embeddings: WeightType = Field(default="int8", description="the token embedding table")
     head: WeightType = Field(
         default="int8",
@@ -96,9 +118,28 @@ class Scheme(_Frozen):
     group_size: Literal[32, 64, 128] = Field(
         default=32, description="input elements that share a scale, for int4 and int8; GGUF can store 32 only"
     )
+    mix: MixName | None = Field(
+        default=None,
+        description="llama-quantize's name of a mixture that chooses the type of every tensor; it stands alone, and "
+        "laid over a base by `extends` it replaces the whole scheme",
+    )
+
+    @model_validator(mode="after")
+    def _mix_alone(self) -> Self:
+        others = sorted(self.model_fields_set - {"mix"})
+        if self.mix is not None and others:
+            text = "a mix chooses the type of every tensor; remove {others}, or the mix"
+            raise PydanticCustomError("mix_alone", text, {"key": "mix", "others": " and ".join(others)})
+        return self
+
+    @model_serializer(mode="wrap")
+    def _whole_or_mix(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = whole(self)
+        return {"mix": self.mix} if self.mix else {k: v for k, v in values.items() if k != "mix"}
 
     def encoding(self, part: Literal["body", "embeddings", "head"]) -> Encoding:
-        """The encoding of a part's weights."""
+        """The encoding of a part's weights, in a scheme without a mix."""
+        assert self.mix is None, "a mix chooses by tensor"
         kinds: dict[str, WeightType] = {"body": self.body, "embeddings": self.embeddings, "head": self.head}
         return encoding_of(kinds[part], self.group_size)
 
@@ -160,6 +201,11 @@ class Recipe(_Frozen):
     formats: Annotated[tuple[Format, ...], BeforeValidator(_tuple), AfterValidator(_distinct)] = Field(
         default=("onnx",), min_length=1, description="the formats to write"
     )
+    imatrix: Annotated[Line, Field(min_length=1)] | None = Field(
+        default=None,
+        description="an importance matrix, as llama.cpp's llama-imatrix writes it (GGUF), that guides the rounding of "
+        "4 bits and less: a file, absolute or relative to the recipe's",
+    )
     context: int = Field(
         default=4096,
         ge=16,
@@ -175,8 +221,9 @@ class Recipe(_Frozen):
     accept: Accept = Field(default=Accept(), description="limits the artifact must stay under")
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe as JSON values, for the manifest; without `source.path`, which means nothing elsewhere."""
-        return self.model_dump(mode="json", exclude={"source": {"path"}})
+        """The recipe as JSON values, for the manifest; without directories, which mean nothing elsewhere."""
+        values = self.model_dump(mode="json", exclude={"source": {"path"}})
+        return values | {"imatrix": self.imatrix and Path(self.imatrix).name}
 
 
 KEYS = ("extends", *(f for f in Recipe.model_fields if f != "name"))
@@ -282,14 +329,17 @@ def _base_path(value: str, path: Path, catalogue: Mapping[str, Path]) -> Path | 
 
 
 def _merged(base: Document, over: Document) -> Document:
-    """`over` laid over `base`: mappings key by key, one level deep; anything else replaces."""
+    """`over` laid over `base`: mappings key by key, one level deep; anything else replaces.
+
+    A scheme that names a mix, and one that names types, are alternatives: one replaces the other whole.
+    """
     assert base.data is not None
     assert over.data is not None
     data = {k: v for k, v in base.data.items() if k != "extends"}
     replaced: set[KeyPath] = set()  # paths whose places in the base no longer count
     for key, value in over.data.items():
         below = data.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
+        if isinstance(value, dict) and isinstance(below, dict) and not _alternatives(key, below, value):
             data[key] = {**below, **value}
             replaced |= {(key, inner) for inner in value}
         elif key != "extends":
@@ -300,6 +350,10 @@ def _merged(base: Document, over: Document) -> Document:
         for places in (base.keys, base.values)
     )
     return Document(over.source, data, keys | over.keys, values | over.values)
+
+
+def _alternatives(key: str, base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    return key == "scheme" and bool(over) and ("mix" in base) != ("mix" in over)
 
 
 def _validated(document: Document, name: str, problems: list[Problem]) -> Recipe | None:
@@ -321,16 +375,23 @@ def _validated(document: Document, name: str, problems: list[Problem]) -> Recipe
 
 
 def _located(recipe: Recipe, document: Document, problems: list[Problem]) -> Recipe:
-    """The recipe with a local path made absolute, relative to the file that says it."""
-    if recipe.source.path is None:
-        return recipe
-    place = document.place(("source", "path"))
+    """The recipe with its local paths made absolute, relative to the file that says each."""
+    changes: dict[str, Any] = {}
     if recipe.source.path == BUILTIN:
-        absolute = Path(__file__).parent / "tiny" / "checkpoint"
-    else:
-        try:
-            absolute = (Path(place.source.name).parent / Path(recipe.source.path).expanduser()).resolve()
-        except (OSError, RuntimeError, ValueError) as e:
-            problems.append(Problem(place, f"source.path: expected a directory, but {e}"))
-            return recipe
-    return recipe.model_copy(update={"source": recipe.source.model_copy(update={"path": str(absolute)})})
+        changes["source"] = str(Path(__file__).parent / "tiny" / "checkpoint")
+    elif recipe.source.path is not None:
+        changes["source"] = _absolute(recipe.source.path, "a directory", ("source", "path"), document, problems)
+    if "source" in changes:
+        changes["source"] = recipe.source.model_copy(update={"path": changes["source"]})
+    if recipe.imatrix is not None:
+        changes["imatrix"] = _absolute(recipe.imatrix, "a file", ("imatrix",), document, problems)
+    return recipe.model_copy(update=changes)
+
+
+def _absolute(value: str, what: str, path: KeyPath, document: Document, problems: list[Problem]) -> str:
+    place = document.place(path)
+    try:
+        return str((Path(place.source.name).parent / Path(value).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as e:
+        problems.append(Problem(place, f"{'.'.join(map(str, path))}: expected {what}, but {e}"))
+        return value

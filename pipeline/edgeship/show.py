@@ -77,41 +77,54 @@ def _rich(block: Table | str, stream: TextIO) -> None:
 
 def plan_blocks(plan: Plan) -> list[Table | str]:
     """A plan as a page: what goes in, what each part takes, memory at run time, conflicts and notes."""
-    recipe, memory = plan.recipe, plan.memory
+    recipe = plan.recipe
     head = [
         ("recipe", recipe.name + (f": {recipe.description}" if recipe.description else "")),
         ("source", source_text(plan)),
         ("architecture", _architecture(plan)),
         ("parameters", format_count(plan.parameters)),
-        ("formats", ", ".join(recipe.formats)),
-        ("on disk", f"about {format_size(plan.size_bytes)}, {plan.bits_per_weight:.2f} bits per weight"),
+        ("formats", ", ".join(plan.formats)),
     ]
-    ram = [
-        ("scales and vectors", format_size(memory.weights), ""),
-        ("weights, repacked", format_size(memory.repacked), ""),
-        ("KV cache", format_size(memory.kv_total), f"{format_size(memory.kv_per_token)} per token"),
-        ("runtime, tokenizer", format_size(memory.runtime), "estimate"),
-        ("all", format_size(memory.total), ""),
-    ]
+    for form, made in plan.footprints.items():
+        size = f"about {format_size(made.size_bytes)}, {made.bits_per_weight:.2f} bits per weight"
+        head.append((f"{form} on disk", size))
+    tables = [_parts(plan), _memory(plan)] if plan.footprints else []
     remarks = [f"conflict: {c}" for c in plan.conflicts] + [f"note: {n}" for n in plan.notes]
-    return [
-        Table("", (), head),
-        Table("", ("part", "encoding", ">tensors", ">weights", ">size", ">bits/weight"), _parts(plan)),
-        Table("", (f"RAM at context {recipe.context}", ">size", ""), ram),
-        *(["\n".join(remarks)] if remarks else []),
-    ]
+    return [Table("", (), head), *tables, *(["\n".join(remarks)] if remarks else [])]
 
 
-def _parts(plan: Plan) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [
-        (p.part, p.encoding, str(p.tensors), format_count(p.weights), format_size(p.nbytes), f"{p.bits_per_weight:.2f}")
-        for p in plan.parts
+def _parts(plan: Plan) -> Table:
+    """A row per part and encoding, and a size with its bits per weight for each format."""
+    made = plan.footprints
+    columns = [c for f in made for c in (f">{f}" if len(made) > 1 else ">size", ">bits/weight")]
+    rows = []
+    for same in zip(*(m.parts for m in made.values()), strict=True):
+        p = same[0]
+        sizes = [c for part in same for c in (format_size(part.nbytes), f"{part.bits_per_weight:.2f}")]
+        rows.append((p.part, p.encoding, str(p.tensors), format_count(p.weights), *sizes))
+    for form, name, encoding in (("onnx", "rotary tables", "float32"), ("gguf", "vocabulary", "")):
+        if form in made:
+            sizes = [c for f, m in made.items() for c in (format_size(m.overhead) if f == form else "", "")]
+            rows.append((name, encoding, "", "", *sizes))
+    totals = [c for m in made.values() for c in (format_size(m.size_bytes), f"{m.bits_per_weight:.2f}")]
+    tensors = sum(1 for _ in plan.stored())
+    rows.append(("all", "", str(tensors), format_count(plan.parameters), *totals))
+    return Table("", ("part", "encoding", ">tensors", ">weights", *columns), rows)
+
+
+def _memory(plan: Plan) -> Table:
+    """RAM at run time, a column for each format."""
+    made = [m.memory for m in plan.footprints.values()]
+    per_token = " and ".join(format_size(m.kv_per_token) for m in made)
+    rows = [
+        ("weights, mapped", *(format_size(m.weights) for m in made), "what stays in use of the file"),
+        ("weights, repacked", *(format_size(m.repacked) for m in made), "the engine's own copy"),
+        ("KV cache", *(format_size(m.kv_total) for m in made), f"{per_token} per token"),
+        ("runtime, tokenizer", *(format_size(m.runtime) for m in made), "estimate"),
+        ("all", *(format_size(m.total) for m in made), ""),
     ]
-    rows.append(("rotary tables", "float32", "2", "", format_size(plan.rope_bytes), ""))
-    tensors = sum(p.tensors for p in plan.parts) + 2
-    total = format_count(plan.parameters), format_size(plan.size_bytes), f"{plan.bits_per_weight:.2f}"
-    rows.append(("all", "", str(tensors), *total))
-    return rows
+    columns = [f">{form}" for form in plan.footprints] if len(made) > 1 else [">size"]
+    return Table("", (f"RAM at context {plan.recipe.context}", *columns, ""), rows)
 
 
 def source_text(plan: Plan) -> str:
@@ -131,21 +144,21 @@ def _architecture(plan: Plan) -> str:
 
 
 def recipe_table(plans: Sequence[Plan]) -> Table:
-    """The catalogue, a row per recipe."""
+    """The catalogue, a row per recipe, with size and RAM in each format."""
     rows = [
-        (
-            p.recipe.name,
-            p.recipe.source.repo,
-            p.decoder.model_type,
-            format_count(p.parameters),
-            f"{p.bits_per_weight:.2f}",
-            format_size(p.size_bytes),
-            format_size(p.memory.total),
-        )
+        (p.recipe.name, p.recipe.source.repo, p.decoder.model_type, format_count(p.parameters), *format_cells(p))
         for p in plans
     ]
-    headers = ("name", "source", "architecture", ">parameters", ">bits/weight", ">size", ">RAM")
-    return Table("", headers, rows)
+    return Table("", ("name", "source", "architecture", ">parameters", *FORMAT_HEADERS), rows)
+
+
+FORMAT_HEADERS = (">ONNX", ">RAM", ">GGUF", ">RAM")
+
+
+def format_cells(plan: Plan) -> list[str]:
+    """Size and RAM in ONNX and in GGUF; a dash where the recipe does not make it."""
+    made = [plan.footprints.get("onnx"), plan.footprints.get("gguf")]
+    return [c for m in made for c in ((format_size(m.size_bytes), format_size(m.memory.total)) if m else ("–", "–"))]
 
 
 def recipe_json(plan: Plan) -> dict[str, object]:
@@ -156,7 +169,12 @@ def recipe_json(plan: Plan) -> dict[str, object]:
         "source": plan.recipe.source.model_dump(mode="json", exclude={"path"}),
         "architecture": plan.decoder.model_type,
         "parameters": plan.parameters,
-        "bits_per_weight": plan.bits_per_weight,
-        "size_bytes": plan.size_bytes,
-        "ram_bytes": plan.memory.total,
+        "formats": {
+            form: {
+                "bits_per_weight": made.bits_per_weight,
+                "size_bytes": made.size_bytes,
+                "ram_bytes": made.memory.total,
+            }
+            for form, made in plan.footprints.items()
+        },
     }

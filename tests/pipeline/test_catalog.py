@@ -31,7 +31,8 @@ PUBLISHED = {  # parameters in billions, from the model cards
 
 
 def test_the_catalogue_is_what_was_promised() -> None:
-    assert catalog.names() == sorted(f"{m}-{t}" for m in [*QWEN, "tiny"] for t in ("int4", "int8"))
+    grid = {f"{m}-{t}" for m in [*QWEN, "tiny"] for t in ("int4", "int8")}
+    assert catalog.names() == sorted(grid | {f"{m}-q4_k_m" for m in QWEN})
 
 
 @pytest.mark.parametrize("name", catalog.names())
@@ -53,12 +54,17 @@ def test_a_recipe_plans_without_a_download(name: str) -> None:
     model = name.rpartition("-")[0]
     assert plan.conflicts == ()
     assert plan.parameters / 1e9 == pytest.approx(PUBLISHED[model], rel=0.02)
-    assert recipe.scheme.body == name.rpartition("-")[2]
-    assert recipe.scheme.embeddings == recipe.scheme.head == "int8"
+    kind = name.rpartition("-")[2]
+    if kind == "q4_k_m":
+        assert (recipe.scheme.mix, recipe.formats) == ("Q4_K_M", ("gguf",))
+    else:
+        assert (recipe.scheme.mix, recipe.formats) == (None, ("onnx", "gguf"))
+        assert (recipe.scheme.body, recipe.scheme.embeddings, recipe.scheme.head) == (kind, "int8", "int8")
     assert plan.shared_head is plan.decoder.tied
     assert recipe.source.repo.lower().startswith(f"qwen/{model}")
     assert recipe.accept.size_mb is not None
-    assert 0.9 < plan.size_bytes / 1e6 / recipe.accept.size_mb < 1
+    largest = max(made.size_bytes for made in plan.footprints.values())
+    assert 0.9 < largest / 1e6 / recipe.accept.size_mb < 1
 
 
 def test_int8_differs_from_int4_by_the_body_alone() -> None:
@@ -67,6 +73,13 @@ def test_int8_differs_from_int4_by_the_body_alone() -> None:
         same = {"description", "name", "accept", "scheme"}
         assert four.model_dump(exclude=same) == eight.model_dump(exclude=same)
         assert eight.scheme == four.scheme.model_copy(update={"body": "int8"})
+
+
+def test_q4_k_m_is_the_same_model_for_llama_cpp() -> None:
+    for model in QWEN:
+        four, mixed = catalog.find(f"{model}-int4"), catalog.find(f"{model}-q4_k_m")
+        same = {"description", "name", "accept", "scheme", "formats"}
+        assert four.model_dump(exclude=same) == mixed.model_dump(exclude=same)
 
 
 def test_all_plans_take_less_than_a_second() -> None:

@@ -80,8 +80,9 @@ def test_plan_prints_a_page(capsys: Captured) -> None:
         "huggingface Qwen/Qwen2.5-1.5B-Instruct, revision main",
         "qwen2: 28 layers of 1536, feed-forward 8960, 12 heads (2 for K and V) of 128, vocabulary 151936, tied",
         "about 1.10 GB, 5.61 bits per weight",
-        "57.3 KB per token",
-        "embeddings + head  int8-32         1     233M   263 MB         9.00",
+        "57.3 KB and 28.7 KB per token",
+        "about 991 MB, 5.11 bits per weight",
+        "embeddings + head  int8-32         1     233M   263 MB         9.00   248 MB         8.50",
     ):
         assert said in out
     assert len(out.splitlines()) < 30
@@ -247,7 +248,7 @@ USAGE: list[tuple[list[str], str]] = [
     (["export", "tiny-int4", "--max-ram"], "requires an argument"),
     (["export", "tiny-int4", "--max-ram", "lots"], "--max-ram: expected a size such as 600MB or 1.5GiB, found 'lots'"),
     (["export", "tiny-int4", "--max-ram", "-1"], "--max-ram: expected a size"),
-    (["export", "tiny-int4", "--format", "gufg"], "--format: expected one of onnx, found 'gufg'"),
+    (["export", "tiny-int4", "--format", "gufg"], "expected one of onnx, gguf, found 'gufg'; did you mean 'gguf'?"),
     (["recipes", "extra"], "unexpected extra argument"),
 ]
 
@@ -343,4 +344,4 @@ def test_errors_print_in_a_narrow_locale(tmp_path: Path) -> None:
     done = edgeship("plan", str(path), LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
-    assert "formats[0]: expected onnx" in done.stderr
+    assert "formats[0]: expected one of onnx, gguf" in done.stderr

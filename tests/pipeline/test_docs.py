@@ -37,7 +37,8 @@ def test_the_other_tables() -> None:
     encodings, codes = docs.encodings_table(), docs.exit_codes_table()
     assert len(columns(encodings)) == len(columns(codes)) == 1
     assert all(f"| `{name}` |" in encodings for name in ENCODINGS)
-    assert "| `int4-32` | 4 | 32 | 5 | MatMulNBits | Q4_0 |" in encodings
+    assert "| `int4-32` | 4 | 32 | MatMulNBits | 5 | Q4_0 | 4.5 |" in encodings
+    assert "| `q4_k` | 4 | 256 | – | – | Q4_K | 4.5 |" in encodings
     assert "| 3 | A recipe does not parse, validate or exist |" in codes
     assert codes.index("| 9 |") < codes.index("| 10 |") < codes.index("| 130 |")
 

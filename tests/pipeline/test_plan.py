@@ -41,16 +41,19 @@ def recipe(**fields: Any) -> Recipe:
 
 def test_parts_and_sizes_of_a_tied_model() -> None:
     p = make_plan(recipe(), CONFIG)
-    body, shared, floats = p.parts
+    made = p.footprints["onnx"]
+    body, shared, floats = made.parts
     assert (body.part, body.encoding, body.tensors, body.weights) == ("body", "int4-32", 14, BODY)
-    assert (body.codes, body.scales) == (BODY // 2, BODY // 32 * 4)
+    assert body.nbytes == BODY // 2 + BODY // 32 * 4
     assert (shared.part, shared.encoding, shared.weights) == ("embeddings + head", "int8-32", TABLE)
-    assert (shared.codes, shared.scales) == (TABLE, TABLE // 32 * 4)
+    assert shared.nbytes == TABLE + TABLE // 32 * 4
     assert (floats.part, floats.weights, floats.nbytes) == ("float", FLOAT, FLOAT * 4)
     assert p.parameters == BODY + TABLE + FLOAT
-    assert p.rope_bytes == 2 * 512 * 16 * 4
-    assert p.size_bytes == BODY * 5 // 8 + TABLE * 9 // 8 + FLOAT * 4 + p.rope_bytes
-    assert p.bits_per_weight == pytest.approx((BODY * 5 + TABLE * 9 + FLOAT * 32) / p.parameters)
+    assert made.overhead == 2 * 512 * 16 * 4  # rotary tables
+    assert made.size_bytes == BODY * 5 // 8 + TABLE * 9 // 8 + FLOAT * 4 + made.overhead
+    assert made.bits_per_weight == pytest.approx((BODY * 5 + TABLE * 9 + FLOAT * 32) / p.parameters)
+    assert (p.formats, list(p.footprints), p.bits_per_weight) == (("onnx",), ["onnx"], made.bits_per_weight)
+    assert p.part_encodings == {"body": "int4-32", "embeddings": "int8-32", "head": "int8-32"}
     assert body.bits_per_weight == 5
     assert p.conflicts == p.notes == ()
     assert p.head is p.tensors[0]
@@ -74,7 +77,7 @@ def test_a_tied_head_of_another_type_is_stored_apart_and_said() -> None:
     assert (p.head.role.key, p.head.role.tensor) == ("head.weight", "model.embed_tokens.weight")
     assert p.head.encoding.name == "int8-32"
     assert [t.role.key for t in p.stored()][-1] == "head.weight"
-    assert [s.part for s in p.parts] == ["body", "embeddings", "head", "float"]
+    assert [s.part for s in p.footprints["onnx"].parts] == ["body", "embeddings", "head", "float"]
     assert p.parameters == BODY + TABLE + FLOAT  # of the checkpoint: the table counts once
     assert "stored twice" in p.notes[0]
     assert "144 KB" in p.notes[0]
@@ -86,18 +89,6 @@ def test_an_untied_head_has_its_own_role() -> None:
     assert p.head is p.tensors[-1]
     assert p.parameters == BODY + 2 * TABLE + FLOAT
     assert p.notes == ()
-
-
-def test_memory_at_run_time() -> None:
-    p = make_plan(recipe(), CONFIG)
-    m = p.memory
-    assert m.kv_per_token == 2 * 2 * 2 * 32 * 4  # layers, K and V, heads, head size, float32
-    assert m.kv_total == 256 * m.kv_per_token
-    assert m.repacked == BODY // 2 + TABLE + 2 * (BODY + TABLE) // 32 * 4
-    assert m.weights == (BODY + TABLE) // 32 * 4 + FLOAT * 4 + p.rope_bytes
-    assert m.total == m.weights + m.repacked + m.kv_total + m.runtime
-    wide = make_plan(recipe(scheme={"body": "float16"}), CONFIG).memory
-    assert wide.repacked == 4 * BODY + TABLE + 2 * TABLE // 32 * 4
 
 
 @pytest.mark.parametrize(
@@ -140,7 +131,7 @@ def test_a_context_longer_than_the_model_is_a_conflict() -> None:
 
 def test_a_size_limit_is_a_conflict_before_anything_is_written() -> None:
     (conflict,) = make_plan(recipe(accept={"size_mb": 0.1}), CONFIG).conflicts
-    assert conflict.startswith("accept.size_mb: the weights alone take 0 MB")
+    assert conflict.startswith("accept.size_mb: the onnx file alone takes 0 MB")
     assert make_plan(recipe(accept={"size_mb": 1}), CONFIG).conflicts == ()
 
 
@@ -212,21 +203,48 @@ def test_wrong_fields_of_model_are_errors_of_edgeship(key: str, value: Any) -> N
         read_plan(recipe(model=CONFIG | {key: value}))
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-0.5b-int4", "qwen3-8b-int8"])
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b-int4", "qwen3-8b-int8", "qwen3-4b-q4_k_m"])
 def test_the_json_form_adds_up(name: str) -> None:
     p = read_plan(catalog.find(name))
     said = json.loads(json.dumps(p.to_json()))
-    assert sum(part["bytes"] for part in said["parts"]) + said["rope"]["bytes"] == said["size_bytes"] == p.size_bytes
-    assert (
-        sum(v for k, v in said["ram_bytes"].items() if k not in ("total", "kv_per_token")) == said["ram_bytes"]["total"]
-    )
+    assert list(said["formats"]) == list(p.formats)
+    for form, made in said["formats"].items():
+        assert sum(part["bytes"] for part in made["parts"]) + made["overhead_bytes"] == made["size_bytes"]
+        assert made["size_bytes"] == p.footprints[form].size_bytes
+        ram = made["ram_bytes"]
+        assert sum(v for k, v in ram.items() if k not in ("total", "kv_per_token")) == ram["total"]
+        assert sum(part["tensors"] for part in made["parts"]) == len(list(p.stored()))
     assert said["architecture"]["model_type"] == p.decoder.model_type
     assert said["recipe"]["name"] == name
     assert sum(prod(t.role.shape) for t in p.tensors) == said["parameters"]
 
 
-def test_the_estimates_are_near_what_was_measured() -> None:
-    """onnxruntime 1.31, AVX2, after loading this artifact: 1,309 MB anonymous and 201 MB of the file."""
-    memory = read_plan(catalog.find("qwen2.5-1.5b-int4")).memory
-    assert memory.repacked == pytest.approx(1309e6, rel=0.05)
-    assert memory.weights == pytest.approx(201e6, rel=0.06)
+# mixes and ggml's types
+
+
+def test_a_mix_chooses_by_tensor() -> None:
+    p = make_plan(recipe(scheme={"mix": "Q4_K_M"}, formats=["gguf"]), CONFIG | {"hidden_size": 256, "head_dim": 64})
+    by_key = {t.role.key: t for t in p.tensors}
+    assert by_key["layers.0.attn.q.weight"].encoding.name == "q4_k"
+    assert by_key["layers.1.mlp.down.weight"].encoding.name == "q6_k"
+    assert by_key["layers.1.attn_norm.weight"].encoding.name == "float32"
+    assert all(t.wanted is None for t in p.tensors)
+    assert p.shared_head
+    assert p.head.encoding.name == "q6_k"
+    assert p.part_encodings == {"body": "q4_k, q6_k", "embeddings": "q6_k", "head": "q6_k"}
+    assert p.conflicts == p.notes == ()
+    assert list(p.footprints) == ["gguf"]
+
+
+def test_types_of_ggml_by_part() -> None:
+    scheme = {"body": "q5_1", "embeddings": "q8_0", "head": "bfloat16"}
+    p = make_plan(recipe(scheme=scheme, formats=["gguf"]), CONFIG | {"tie_word_embeddings": False})
+    assert p.part_encodings == {"body": "q5_1", "embeddings": "int8-32", "head": "bfloat16"}
+    assert p.conflicts == ()
+
+
+def test_one_recipe_has_the_same_tensors_in_both_formats() -> None:
+    one, both = (make_plan(recipe(formats=f), CONFIG) for f in (["gguf"], ["onnx", "gguf"]))
+    assert one.tensors == both.tensors
+    assert one.footprints["gguf"] == both.footprints["gguf"]
+    assert list(both.footprints) == ["onnx", "gguf"]

@@ -14,7 +14,6 @@ from edgeship import recipe as recipe_module
 from edgeship import yaml_source
 from edgeship.errors import RecipeError, UsageError
 from edgeship.recipe import KEYS, Recipe, chosen_formats, read_recipe
-from edgeship.schema import recipe_schema
 
 VALID = """\
 # edgeship export mine
@@ -108,19 +107,28 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
         (
             "source: {repo: a/b}\nscheme: {body: int5}\n",
             "2:16",
-            "expected one of int4, int8, float16, float32, found 'int5'",
+            "tq2_0, q1_0, found 'int5'; did you mean 'int8'?",
         ),
         ("source: {repo: a/b}\nscheme: {body: float61}\n", "2:16", "did you mean 'float16'?"),
         ("source: {repo: a/b}\nscheme: {group_size: 33}\n", "2:22", "expected one of 32, 64, 128, found 33"),
+        ("source: {repo: a/b}\nscheme: {body: Q4_K}\n", "2:16", "found 'Q4_K'; did you mean 'q4_k'?"),
+        ("source: {repo: a/b}\nscheme: {mix: q4_k_m}\n", "2:15", "found 'q4_k_m'; did you mean 'Q4_K_M'?"),
+        (
+            "source: {repo: a/b}\nscheme: {mix: Q4_K_M, head: int8, body: int4}\n",
+            "2:15",
+            "scheme.mix: a mix chooses the type of every tensor; remove body and head, or the mix",
+        ),
+        ("source: {repo: a/b}\nimatrix: 3\n", "2:10", "imatrix: expected text of at most 300 characters, found 3"),
+        ("source: {repo: a/b}\nimatrix: ''\n", "2:10", "imatrix: expected text"),
         ("source: {repo: a/b}\nscheme: int4\n", "2:9", "expected a mapping with the keys body, embeddings"),
         ("source: {repo: a/b}\nscheme: [int4]\n", "2:9", "found a list"),
-        ("source: {repo: a/b}\nformats: onnx\n", "2:10", "formats: expected a list of onnx, found 'onnx'"),
+        ("source: {repo: a/b}\nformats: onnx\n", "2:10", "formats: expected a list of onnx, gguf, found 'onnx'"),
         (
             "source: {repo: a/b}\nformats: [onxn]\n",
             "2:11",
-            "formats[0]: expected onnx, found 'onxn'; did you mean 'onnx'?",
+            "formats[0]: expected one of onnx, gguf, found 'onxn'; did you mean 'onnx'?",
         ),
-        ("source: {repo: a/b}\nformats: []\n", "2:10", "formats: expected a list of onnx, found an empty list"),
+        ("source: {repo: a/b}\nformats: []\n", "2:10", "formats: expected a list of onnx, gguf, found an empty list"),
         ("source: {repo: a/b}\nformats: [onnx, onnx]\n", "2:10", "expected each value once"),
         ("source: {repo: a/b}\nsampling: {top_p: 1.5}\n", "2:19", "expected a number above 0, at most 1, found 1.5"),
         ("source: {repo: a/b}\nsampling: {temperature: .nan}\n", "2:25", "expected a finite number, found .nan"),
@@ -228,6 +236,29 @@ def test_extends_finds_a_path_a_neighbour_and_the_catalogue(tmp_path: Path) -> N
     assert read_recipe(write(tmp_path, "extends: there/base.yaml\n")).context == 32
     assert read_recipe(write(there, "extends: base\n")).context == 32
     assert read_recipe(write(tmp_path, "extends: base\n"), {"base": base}).context == 32
+
+
+def test_a_mix_and_types_by_part_replace_each_other(tmp_path: Path) -> None:
+    write(tmp_path, VALID, "base.yaml")
+    mixed = read_recipe(write(tmp_path, "extends: base\nscheme: {mix: Q5_K_M}\nformats: [gguf]\n", "mixed.yaml"))
+    assert mixed.resolved()["scheme"] == {"mix": "Q5_K_M"}
+    assert Recipe.model_validate(mixed.model_dump()) == mixed
+    write(tmp_path, "source: {repo: a/b}\nscheme: {mix: Q5_K_M}\n", "base.yaml")
+    parts = read_recipe(write(tmp_path, "extends: base\nscheme: {body: q4_k}\n"))
+    assert (parts.scheme.mix, parts.scheme.body, parts.scheme.embeddings) == (None, "q4_k", "int8")
+    assert parts.resolved()["scheme"] == {"body": "q4_k", "embeddings": "int8", "head": "int8", "group_size": 32}
+    other = read_recipe(write(tmp_path, "extends: base\nscheme: {mix: Q6_K}\n"))
+    assert other.scheme.mix == "Q6_K"
+    assert read_recipe(write(tmp_path, "extends: base\nscheme: {}\n")).scheme.mix == "Q5_K_M"
+
+
+def test_an_importance_matrix_lies_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    write(tmp_path / "there", "source: {repo: a/b}\nimatrix: made/im.gguf\n", "base.yaml")
+    r = read_recipe(write(tmp_path, "extends: there/base.yaml\n"))
+    assert r.imatrix == str(tmp_path / "there" / "made" / "im.gguf")
+    assert r.resolved()["imatrix"] == "im.gguf"
+    assert read_recipe(write(tmp_path, VALID)).resolved()["imatrix"] is None
 
 
 def test_a_problem_in_the_base_is_told_in_the_base(tmp_path: Path) -> None:
@@ -351,37 +382,3 @@ def test_fuzz_mutated_recipes(tmp_path_factory: pytest.TempPathFactory, data: st
         cut = data.draw(st.integers(0, 12))
         text = text[:at] + data.draw(ATOMS | st.text(max_size=3)) + text[at + cut :]
     reads_or_refuses(tmp_path_factory.getbasetemp(), text.encode("utf-8", "replace"))
-
-
-# the schema for editors
-
-
-def test_the_schema_is_valid_and_describes_every_field() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    schema = recipe_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    assert tuple(schema["properties"]) == KEYS
-    for described in (schema, *schema["$defs"].values()):
-        for key, value in described["properties"].items():
-            assert value.get("description"), key
-
-
-@pytest.mark.parametrize(
-    ("text", "valid"),
-    [
-        (VALID, True),
-        ("extends: base\nscheme: {body: int8}\nsource: {revision: x}\nrope_scaling: {factor: 2}\n", True),
-        ("source: {repo: a/b}\nrope_scaling: null\nmodel: null\n", True),
-        ("context: 32\n", False),
-        ("source: {}\n", False),
-        ("source: {repo: a/b}\nrope_scaling: {factor: 2}\n", False),
-        ("source: {repo: a/b}\nscheme: {body: int5}\n", False),
-        ("source: {repo: a/b}\nname: x\n", False),
-        ("source: {repo: a/b, x: 1}\n", False),
-        ("source: {repo: a/b}\ncontext: -1\n", False),
-    ],
-)
-def test_the_schema_agrees_with_the_reader(text: str, valid: bool) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    data = yaml_source.parse(text.encode(), "x").data
-    assert jsonschema.Draft202012Validator(recipe_schema()).is_valid(data) is valid

@@ -1,0 +1,157 @@
+"""Why a plan cannot be carried out, and what the user should know of one that can."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeship.encodings import ENCODINGS, Encoding
+from edgeship.quant.mixes import FALLBACKS
+from edgeship.recipe import Format
+from edgeship.sizes import format_size
+
+if TYPE_CHECKING:  # a plan is checked here, and not made
+    from edgeship.plan import Plan, PlannedTensor
+
+
+def conflicts(plan: Plan) -> Iterator[str]:
+    """What stands in the way of an export, each with what would help."""
+    yield from _of_formats(plan)
+    yield from _of_groups(plan)
+    yield from _of_importance(plan)
+    d, r = plan.decoder, plan.recipe
+    if r.context > d.max_positions:
+        yield (
+            f"context: {r.context} is more than the {d.max_positions} positions that {d.model_type} was made for; "
+            f"lower it{'' if d.rope.scaling else ', or set rope_scaling (YaRN)'}"
+        )
+    for form, made in plan.footprints.items():
+        limit = r.accept.size_mb
+        if limit is not None and made.size_bytes > limit * 1e6:
+            yield (
+                f"accept.size_mb: the {form} file alone takes {made.size_bytes / 1e6:.0f} MB, "
+                f"over the limit of {limit:g} MB; raise it, or choose smaller types"
+            )
+
+
+def _of_formats(plan: Plan) -> Iterator[str]:
+    """Encodings that one of the recipe's formats has no name for, one line per format and encoding."""
+    for form in plan.formats:
+        for name, tensors in _by_encoding(plan.stored()).items():
+            encoding = tensors[0].encoding
+            if encoding.in_format(form):
+                continue
+            where = f"formats: {form} has no {name} ({_parts(plan, tensors)})"
+            if form == "gguf":
+                remedy = "set group_size 32"
+            elif plan.recipe.scheme.mix:
+                remedy = f"name types instead of the mix {plan.recipe.scheme.mix}"
+            else:
+                remedy = "use int4, int8, float16 or float32"
+            other: Format = "onnx" if form == "gguf" else "gguf"
+            yield f"{where}; {remedy}" + (f", or formats: [{other}]" if encoding.in_format(other) else "")
+
+
+def _of_groups(plan: Plan) -> Iterator[str]:
+    """Weights whose rows do not divide into groups, one line per shape and encoding."""
+    alike: dict[tuple[int, str], list[PlannedTensor]] = defaultdict(list)
+    for t in plan.stored():
+        if not t.encoding.fits(t.role.shape[-1]):
+            alike[t.role.shape[-1], t.encoding.name].append(t)
+    for (columns, _), tensors in alike.items():
+        first, others = tensors[0], len(tensors) - 1
+        yield (
+            f"{first.role.tensor} {list(first.role.shape)}{f' and {others} more' if others else ''}: rows of {columns} "
+            f"do not divide into groups of {first.encoding.group}; "
+            f"use {_fitting(plan, first.encoding, columns)}float16 for {_parts(plan, tensors)}"
+        )
+
+
+def _fitting(plan: Plan, encoding: Encoding, columns: int) -> str:
+    """What of the same kind holds such rows, in words that go before the float that always does."""
+    if encoding.on_grid:
+        grid = [e for e in ENCODINGS.values() if e.on_grid and all(e.in_format(f) for f in plan.formats)]
+        sizes = sorted({e.group for e in grid if e.fits(columns)})
+        return f"group_size {' or '.join(map(str, sizes))}, or " if sizes else ""
+    near = ENCODINGS[FALLBACKS.get(encoding.name, encoding.name)]
+    return f"{near.name.removesuffix('-32')} or " if near.fits(columns) else ""
+
+
+def _of_importance(plan: Plan) -> Iterator[str]:
+    """Types that want an importance matrix and have none, or one that nothing would look at."""
+    given = plan.recipe.imatrix
+    if given is None:
+        for name, tensors in _by_encoding(plan.needing_importance).items():
+            yield (
+                f"{name} ({_parts(plan, tensors)}) is garbage without an importance matrix; "
+                f"give one as imatrix, or choose a larger type"
+            )
+        return
+    if not Path(given).is_file():
+        yield f"imatrix: no such file: {given}"
+    for name, tensors in _by_encoding(plan.stored()).items():
+        if name in ("int4-64", "int4-128"):
+            yield (
+                f"imatrix: {name} ({_parts(plan, tensors)}) is rounded to nearest and would ignore it; "
+                f"set group_size 32, or remove imatrix"
+            )
+    if all(not t.encoding.quantized or t.encoding.bits == 8 for t in plan.stored()):
+        yield "imatrix: none of the recipe's types makes use of one; remove it"
+
+
+def notes(plan: Plan) -> Iterator[str]:
+    """What an export does that its user might not expect."""
+    d, scheme = plan.decoder, plan.recipe.scheme
+    yield from _of_fallbacks(plan)
+    if d.tied and not plan.shared_head and plan.footprints:
+        yield (
+            f"embeddings ({scheme.embeddings}) and head ({scheme.head}) are tied but stored twice, "
+            f"since their types differ: {format_size(plan.head.nbytes(next(iter(plan.footprints))))} more"
+        )
+    if "onnx" in plan.formats and plan.rope_positions < d.max_positions:
+        yield (
+            f"the {'ONNX ' if len(plan.formats) > 1 else ''}artifact runs with a context of up to "
+            f"{plan.rope_positions} tokens, of the model's {d.max_positions}; raise context for more"
+        )
+    if "gguf" not in plan.formats and any(t.encoding.gguf is None for t in plan.tensors):
+        yield f"groups of {scheme.group_size} exist in ONNX only; GGUF stores groups of 32"
+    if d.rope.scaling is not None and d.rope.scaling["rope_type"] == "yarn":
+        yield "YaRN scales every position, short texts included; leave rope_scaling out where context allows"
+    if "onnx" in plan.formats and any(t.encoding.name == "float16" and t.role.part == "body" for t in plan.tensors):
+        yield "float16 saves disk, not memory: onnxruntime widens it to float32 on the CPU"
+
+
+def _of_fallbacks(plan: Plan) -> Iterator[str]:
+    """Where a mix's type does not hold a tensor's rows, one line per row length and pair of types."""
+    alike: dict[tuple[int, Encoding, Encoding], list[PlannedTensor]] = defaultdict(list)
+    for t in plan.tensors:
+        if t.wanted is not None:
+            alike[t.role.shape[-1], t.wanted, t.encoding].append(t)
+    for (columns, wanted, encoding), tensors in alike.items():
+        kinds = dict.fromkeys(_kind(t.role.key) for t in tensors)
+        count = f"{len(tensors)} tensors ({', '.join(kinds)}) are" if len(tensors) > 1 else f"{next(iter(kinds))} is"
+        yield (
+            f"rows of {columns} do not divide into blocks of {wanted.group}: "
+            f"{count} {encoding.name} instead of {wanted.name}, as llama-quantize chooses"
+        )
+
+
+def _kind(key: str) -> str:
+    """`attn.q` of `layers.0.attn.q.weight`, `embed` of `embed.weight`."""
+    return ".".join(p for p in key.split(".")[:-1] if p != "layers" and not p.isdigit())
+
+
+def _by_encoding(tensors: Iterable[PlannedTensor]) -> dict[str, list[PlannedTensor]]:
+    out: dict[str, list[PlannedTensor]] = defaultdict(list)
+    for t in tensors:
+        out[t.encoding.name].append(t)
+    return out
+
+
+def _parts(plan: Plan, tensors: Iterable[PlannedTensor]) -> str:
+    parts = sorted({t.role.part for t in tensors})
+    if plan.shared_head and "embeddings" in parts:
+        parts.append("head")
+    return " and ".join(parts)

@@ -71,3 +71,11 @@ class QuantizedRows:
         centred -= np.float32(1 << (self.bits - 1))
         centred *= self.scales
         return np.ascontiguousarray(centred.T).reshape(self.rows, -1)
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Consecutive rows of a weight in one of ggml's own types, as its quantizer wrote them."""
+
+    type: str  # ggml's name: "Q4_K"
+    data: NDArray[np.uint8]  # [rows, row_bytes]

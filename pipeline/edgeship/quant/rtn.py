@@ -38,7 +38,7 @@ def _int4(x: Floats) -> tuple[NDArray[np.uint8], Floats]:
 
 
 def _int8(x: Floats) -> tuple[NDArray[np.uint8], Floats]:
-    largest = np.maximum(x.max(axis=0), -x.min(axis=0))
+    largest = np.maximum(x.max(axis=0), -x.min(axis=0)) + np.float32(0)  # no -0.0, which C's fabsf never gives
     exact = largest / np.float32(127)
     np.multiply(x, _reciprocal(exact), out=x)
     codes = _round_half_away(x).astype(np.int8).view(np.uint8)
@@ -49,7 +49,7 @@ def _int8(x: Floats) -> tuple[NDArray[np.uint8], Floats]:
 def _signed_extreme(x: Floats) -> Floats:
     """Per column, the element of largest magnitude with its sign; the first one where several tie."""
     high, low = x.max(axis=0), x.min(axis=0)
-    extreme: Floats = np.where(high >= -low, high, low)
+    extreme: Floats = np.where(high >= -low, high, low) + np.float32(0)  # never -0.0: ggml begins at 0.0
     ties = np.flatnonzero((high == -low) & (high != 0))
     if ties.size:
         columns = x[:, ties]

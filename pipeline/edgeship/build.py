@@ -13,23 +13,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeship import __version__
 from edgeship.checkpoint.checkpoint import Checkpoint, account, fingerprint, open_checkpoint
 from edgeship.checkpoint.hub import fetch
 from edgeship.errors import ArtifactError, ResourceError
-from edgeship.formats import FORMATS
+from edgeship.formats import draw_up
 from edgeship.formats.base import Format
 from edgeship.memory import Budget, divide, peak_rss
 from edgeship.output import Output
 from edgeship.partial import PartialExport
 from edgeship.plan import Plan, plan_checkpoint
 from edgeship.progress import Progress, downloads
+from edgeship.quant import ggml
+from edgeship.quant.importance import read_importance
 from edgeship.recipe import Recipe
 from edgeship.seal import seal
 from edgeship.sizes import format_size
 from edgeship.stream import Job, stream
 from edgeship.tensors import LazyTensor
-from edgeship.text import open_text
+from edgeship.text import TextSide, open_text
 
 SEAL_SPACE = 64 << 20  # bytes per format: tokenizer, graph and acceptance files, rounded up
 
@@ -69,24 +74,8 @@ def export(
     with _storage_errors(out):
         finals = {name: out / recipe.name / name for name in formats}
         _refuse_existing(finals.values(), force)
-        source = _open_source(recipe, checkpoint, progress)
-        plan = plan_checkpoint(recipe, source.config, str(source.path / "config.json"))
-        plan.require()
-        tensors = account(source, plan.decoder.roles())
-        budget = divide(max_ram, max(t.nbytes // (2 * t.shape[0]) for t in tensors.values()))
-        text = open_text(source, plan)
-        work = [FORMATS[name](plan, text) for name in formats]
-        with ExitStack() as stack:
-            digest = _digest(plan, source)
-            partials = [stack.enter_context(PartialExport(finals[f.name], digest, force=force)) for f in work]
-            for form, partial in zip(work, partials, strict=True):
-                _tell_what_was_found(partial, form, progress)
-            _check_space(work, partials)
-            digests = _write_weights(work, partials, plan, tensors, budget, progress)
-            for form, partial, data_digest in zip(work, partials, digests, strict=True):
-                seal(partial.directory, form, plan, source, text, data_digest, progress)
-            for partial in partials:
-                partial.publish()
+        work = _prepare(recipe, checkpoint, formats, max_ram, progress)
+        _run(work, finals, force, progress)
     size = sum(p.stat().st_size for final in finals.values() for p in final.rglob("*") if p.is_file())
     seconds, peak = time.perf_counter() - started, peak_rss()
     if peak > max_ram:
@@ -97,9 +86,63 @@ def export(
         seconds=round(seconds, 2),
         peak_rss_mb=round(peak / 1e6, 1),
         size_mb=round(size / 1e6, 2),
-        bits_per_weight=round(plan.bits_per_weight, 3),
-        source_revision=source.revision,
+        bits_per_weight=round(work.plan.footprints[work.forms[0].name].bits_per_weight, 3),
+        source_revision=work.source.revision,
     )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Everything an export needs, read and checked, before its first byte is written."""
+
+    plan: Plan
+    source: Checkpoint
+    tensors: Mapping[str, LazyTensor]  # by role key
+    importance: Mapping[str, NDArray[np.float32]]  # by role key
+    text: TextSide
+    forms: Sequence[Format]
+    budget: Budget
+
+    def digest(self) -> str:
+        """Identifies the bytes the export would write, so that only the same work is resumed."""
+        imatrix = self.plan.recipe.imatrix
+        guided = hashlib.sha256(Path(imatrix).read_bytes()).hexdigest() if imatrix else None
+        work = [__version__, self.plan.recipe.resolved(), fingerprint(self.source), guided]
+        return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
+
+
+def _prepare(
+    recipe: Recipe, checkpoint: Path | None, formats: Sequence[str], max_ram: int, progress: Progress
+) -> _Work:
+    source = _open_source(recipe, checkpoint, progress)
+    plan = plan_checkpoint(recipe, source.config, str(source.path / "config.json"))
+    plan.require()
+    searched = any(t.encoding.quantized and not t.encoding.on_grid for t in plan.stored()) or recipe.imatrix is not None
+    if searched:
+        ggml.library()  # the one package that may be missing, looked for before anything long
+    required = [t.role.key for t in plan.needing_importance]
+    importance = read_importance(Path(recipe.imatrix), plan.decoder, required) if recipe.imatrix else {}
+    tensors = account(source, plan.decoder.roles())
+    budget = divide(max_ram, max(t.nbytes // (2 * t.shape[0]) for t in tensors.values()), heavy=searched)
+    text = open_text(source, plan)
+    forms = [draw_up(name, plan, text, source.revision) for name in formats]
+    return _Work(plan, source, tensors, importance, text, forms, budget)
+
+
+def _run(work: _Work, finals: Mapping[str, Path], force: bool, progress: Progress) -> None:
+    digest = work.digest()
+    with ExitStack() as stack:
+        partials = [stack.enter_context(PartialExport(finals[f.name], digest, force=force)) for f in work.forms]
+        for form, partial in zip(work.forms, partials, strict=True):
+            _tell_what_was_found(partial, form, progress)
+        _check_space(work.forms, partials)
+        digests = _write_weights(work, partials, progress)
+        for form, partial, data_digest in zip(work.forms, partials, digests, strict=True):
+            # Every format holds the same numbers, so one acceptance test serves all of them.
+            tested = partials[0].directory
+            seal(partial.directory, form, work.plan, work.source, work.text, data_digest, tested, progress)
+        for partial in partials:
+            partial.publish()
 
 
 def _refuse_existing(finals: Iterable[Path], force: bool) -> None:
@@ -117,12 +160,6 @@ def _open_source(recipe: Recipe, checkpoint: Path | None, progress: Progress) ->
         return open_checkpoint(checkpoint)
     path, revision = fetch(recipe.source, "all", progress=downloads(progress))
     return open_checkpoint(path, revision)
-
-
-def _digest(plan: Plan, source: Checkpoint) -> str:
-    """Identifies the bytes an export would write, so that only the same work is resumed."""
-    work = [__version__, plan.recipe.resolved(), fingerprint(source)]
-    return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
 
 
 def _tell_what_was_found(partial: PartialExport, form: Format, progress: Progress) -> None:
@@ -148,25 +185,13 @@ def _check_space(work: Sequence[Format], partials: Sequence[PartialExport]) -> N
         )
 
 
-def _write_weights(
-    work: Sequence[Format],
-    partials: Sequence[PartialExport],
-    plan: Plan,
-    tensors: Mapping[str, LazyTensor],
-    budget: Budget,
-    progress: Progress,
-) -> list[str]:
+def _write_weights(work: _Work, partials: Sequence[PartialExport], progress: Progress) -> list[str]:
     """Stream every tensor that is not yet finished into the formats' data files; returns their sha256."""
     with ExitStack() as stack:
-        outputs = [stack.enter_context(Output(f, p)) for f, p in zip(work, partials, strict=True)]
-        jobs = []
-        for planned in plan.stored():
-            key = planned.role.key
-            sinks = [output for output in outputs if output.wants(key)]
-            if sinks:  # a head of its own in a tied model is made from the embedding's weights
-                jobs.append(Job(key, tensors.get(key) or tensors["embed.weight"], planned.encoding, sinks))
-        progress.start(sum(job.tensor.nbytes for job in jobs), plan.recipe.name)
-        with closing(stream(jobs, budget)) as steps:
+        outputs = [stack.enter_context(Output(f, p)) for f, p in zip(work.forms, partials, strict=True)]
+        jobs = list(_jobs(work, outputs))
+        progress.start(sum(job.tensor.nbytes for job in jobs), work.plan.recipe.name)
+        with closing(stream(jobs, work.budget)) as steps:
             for step in steps:
                 progress.advance(step.nbytes, step.job.tensor.name)
                 for output in outputs:
@@ -175,6 +200,16 @@ def _write_weights(
         digests = [output.finish() for output in outputs]
         progress.finish()
         return digests
+
+
+def _jobs(work: _Work, outputs: Sequence[Output]) -> Iterator[Job]:
+    for planned in work.plan.stored():
+        key = planned.role.key
+        sinks = [output for output in outputs if output.wants(key)]
+        if sinks:
+            # A head of its own in a tied model is made from the embedding's weights.
+            tensor = work.tensors.get(key) or work.tensors["embed.weight"]
+            yield Job(key, tensor, planned.encoding, sinks, work.importance.get(key))
 
 
 @contextmanager

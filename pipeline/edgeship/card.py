@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
-from edgeship.plan import PartSize, Plan
+from edgeship.footprint import PartSize
+from edgeship.plan import Plan
+from edgeship.recipe import Format
 from edgeship.sizes import format_count, format_size
 
 # What a license file says in its first lines -> the identifier the hub knows it by.
@@ -23,7 +25,7 @@ CARD = """\
 
 # {name}
 
-{description}{repo} ({model_type}, {count} weights) as ONNX for CPUs,
+{description}{repo} ({model_type}, {count} weights) as {format} for CPUs,
 made by edgeship from revision `{revision}` ({host}).
 
 - size: {size}, {bits:.2f} bits per weight
@@ -37,7 +39,7 @@ made by edgeship from revision `{revision}` ({host}).
 ## Run
 
 ```sh
-pip install 'edgeship-runtime[ort]'
+pip install 'edgeship-runtime[{extra}]'
 edgeship-runtime verify .   # files intact, same tokens as the float32 reference
 edgeship-runtime chat .     # or: edgeship-runtime run . "Once upon a time"
 ```
@@ -48,50 +50,57 @@ from edgeship_runtime import load
 print(load(".").generate("Who are you?").text)
 ```
 
-The directory loads unmodified in onnxruntime-genai (`onnxruntime_genai.Model(".")`) and in Foundry Local too.
+{elsewhere}
 `acceptance/` holds what `verify` compares with: rendered chats with their token ids, and logits of a float32
 pass over these very weights. `edgeship.json` names every file with its size and sha256.
 """
 
+ELSEWHERE = {
+    "onnx": 'It loads unmodified in onnxruntime-genai (`onnxruntime_genai.Model(".")`) and in Foundry Local too.',
+    "gguf": "The file loads in llama.cpp and LM Studio too, and in Ollama: `ollama create {name} -f Modelfile`.",
+}
+EXTRAS = {"onnx": "ort", "gguf": "llamacpp"}
+LIBRARIES = {"onnx": "onnxruntime", "gguf": "gguf"}
 
-def model_card(plan: Plan, *, host: str, revision: str, license_file: Path | None, weight_bytes: int) -> str:
-    """The card of an ONNX artifact; `weight_bytes` is the measured size of its graph and weights."""
-    recipe = plan.recipe
+
+def model_card(
+    plan: Plan, form: Format, *, host: str, revision: str, license_file: Path | None, weight_bytes: int
+) -> str:
+    """The card of an artifact in one format; `weight_bytes` is the measured size of its graph and weights."""
+    recipe, footprint = plan.recipe, plan.footprints[form]
     return CARD.format(
-        front=yaml.safe_dump(_front_matter(plan, license_file), sort_keys=False, allow_unicode=True),
+        front=yaml.safe_dump(_front_matter(plan, form, license_file), sort_keys=False, allow_unicode=True),
         name=recipe.name,
         description=f"{recipe.description}\n\n" if recipe.description else "",
         repo=recipe.source.repo,
         model_type=plan.decoder.model_type,
         count=format_count(plan.parameters),
+        format=form.upper(),
         revision=revision,
         host=host,
         size=format_size(weight_bytes),
-        bits=plan.bits_per_weight,
+        bits=footprint.bits_per_weight,
         context=recipe.context,
         positions=plan.rope_positions,
-        memory=format_size(plan.memory.total),
-        parts="\n".join(map(_row, plan.parts)),
+        memory=format_size(footprint.memory.total),
+        parts="\n".join(map(_row, footprint.parts)),
+        extra=EXTRAS[form],
+        elsewhere=ELSEWHERE[form].format(name=recipe.name),
     )
 
 
-def _front_matter(plan: Plan, license_file: Path | None) -> dict[str, Any]:
-    scheme = plan.recipe.scheme
-    kinds = sorted({scheme.body, scheme.embeddings, scheme.head})
+def _front_matter(plan: Plan, form: Format, license_file: Path | None) -> dict[str, Any]:
+    encodings = plan.part_encodings
+    kinds = sorted({t.encoding.name.split("-")[0] for t in plan.stored() if t.role.part != "float"})
     quantized = any(tensor.encoding.quantized for tensor in plan.stored())
     return {
         "base_model": plan.recipe.source.repo,
         **({"base_model_relation": "quantized"} if quantized else {}),
         **_license(license_file),
-        "library_name": "onnxruntime",
+        "library_name": LIBRARIES[form],
         "pipeline_tag": "text-generation",
-        "tags": ["onnx", "edgeship", *kinds],
-        "quantization": {
-            "body": scheme.encoding("body").name,
-            "embeddings": scheme.encoding("embeddings").name,
-            "head": scheme.encoding("head").name,
-            "bits_per_weight": round(plan.bits_per_weight, 3),
-        },
+        "tags": [form, "edgeship", *kinds],
+        "quantization": encodings | {"bits_per_weight": round(plan.footprints[form].bits_per_weight, 3)},
     }
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgeship.formats.base import Format
 from edgeship.formats.hashing import TrailingHash
 from edgeship.partial import PartialExport
-from edgeship.tensors import QuantizedRows
+from edgeship.tensors import EncodedRows, QuantizedRows
 
 SYNC_EVERY = 256 << 20  # bytes of the checkpoint between two syncs: what a power cut costs at most
 
@@ -37,7 +37,7 @@ class Output:
         """Whether the tensor is part of this format and not yet in its file."""
         return key in self._missing
 
-    def put(self, key: str, a: int, rows: QuantizedRows | NDArray[np.float32]) -> None:
+    def put(self, key: str, a: int, rows: QuantizedRows | EncodedRows | NDArray[np.float32]) -> None:
         """Store rows of a tensor; safe from several threads."""
         self._data.put(key, a, rows)
 

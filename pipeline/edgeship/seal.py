@@ -5,6 +5,7 @@ Everything written is a function of the plan, the checkpoint's files and the wei
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,13 +41,20 @@ from edgeship_runtime.manifest import (
 
 
 def seal(
-    directory: Path, form: Format, plan: Plan, source: Checkpoint, text: TextSide, digest: str, progress: Progress
+    directory: Path,
+    form: Format,
+    plan: Plan,
+    source: Checkpoint,
+    text: TextSide,
+    digest: str,
+    tested: Path,
+    progress: Progress,
 ) -> None:
     """Write everything but the weights into `directory`, which holds those, and the manifest last.
 
-    `digest` is the sha256 of the data file. Raises CheckpointError where the checkpoint's template cannot be used.
+    `digest` is the sha256 of the data file; `tested` is the directory of the format whose acceptance test serves all.
+    Raises CheckpointError where the checkpoint's template cannot be used.
     """
-    progress.note(f"{form.name}: acceptance test, rendering chats, continuing prompts in float32")
     model = form.write_model(directory)
     for name, content in text.files.items():
         (directory / name).parent.mkdir(exist_ok=True)
@@ -57,30 +65,45 @@ def seal(
     with blamed_on(source, "the chat template cannot be used"):
         template = load_template(directory, manifest)
     written = [
-        *form.write_companions(directory, text, template),
-        _write_card(directory, plan, manifest),
-        *_write_acceptance(directory, form, plan, text, template),
+        *form.write_companions(directory, text, template, progress.note),
+        _write_card(directory, form, plan, manifest),
+        *_write_acceptance(directory, form, plan, text, template, tested, progress),
     ]
     files |= {name: describe_file(directory / name) for name in written}
     with blamed_on(source, "the artifact's manifest would not be valid"):
         write_manifest(directory, replace(manifest, files=files))
 
 
-def _write_card(directory: Path, plan: Plan, manifest: Manifest) -> str:
+def _write_card(directory: Path, form: Format, plan: Plan, manifest: Manifest) -> str:
     card = model_card(
         plan,
+        form.name,
         host=manifest.source.host,
         revision=manifest.source.revision,
         license_file=next((directory / name for name in sorted(manifest.files) if name.startswith("LICENSE")), None),
-        weight_bytes=sum(entry.size for name, entry in manifest.files.items() if name.startswith("model.")),
+        weight_bytes=sum(
+            entry.size for name, entry in manifest.files.items() if name.startswith("model.") or name == form.data_file
+        ),
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
     return "README.md"
 
 
 def _write_acceptance(
-    directory: Path, form: Format, plan: Plan, text: TextSide, template: ChatTemplate | None
+    directory: Path,
+    form: Format,
+    plan: Plan,
+    text: TextSide,
+    template: ChatTemplate | None,
+    tested: Path,
+    progress: Progress,
 ) -> tuple[str, str]:
+    if tested != directory:
+        for name in (CHATS, GOLDEN):
+            (directory / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(tested / name, directory / name)
+        return CHATS, GOLDEN
+    progress.note("acceptance test: rendering chats, continuing prompts in float32")
     write_chats(directory, template, text.tokenizer)
     with form.weights(directory) as weights:
         write_golden(
@@ -96,7 +119,7 @@ def _write_acceptance(
 
 
 def _manifest(form: Format, plan: Plan, source: Checkpoint, text: TextSide, files: Mapping[str, FileEntry]) -> Manifest:
-    d, recipe, scheme, special = plan.decoder, plan.recipe, plan.recipe.scheme, text.special
+    d, recipe, special = plan.decoder, plan.recipe, text.special
     return Manifest(
         name=recipe.name,
         format=form.name,
@@ -122,14 +145,7 @@ def _manifest(form: Format, plan: Plan, source: Checkpoint, text: TextSide, file
             logits=recipe.logits,
         ),
         sampling=SamplingDefaults(**recipe.sampling.model_dump()),
-        weights=WeightFacts(
-            round(plan.bits_per_weight, 4),
-            {
-                "body": scheme.encoding("body").name,
-                "embeddings": scheme.encoding("embeddings").name,
-                "head": scheme.encoding("head").name,
-            },
-        ),
+        weights=WeightFacts(round(plan.footprints[form.name].bits_per_weight, 4), plan.part_encodings),
         ops=tuple(form.operators()),
         versions=form.versions,
         budgets=Budgets(size_mb=recipe.accept.size_mb),

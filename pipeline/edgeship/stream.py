@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from edgeship.encodings import Encoding
 from edgeship.errors import CheckpointError
 from edgeship.memory import Budget
-from edgeship.quant.rtn import quantize
-from edgeship.tensors import LazyTensor, QuantizedRows, Raw, widen
+from edgeship.quant import ggml, rtn
+from edgeship.tensors import EncodedRows, LazyTensor, QuantizedRows, Raw, widen
+
+Stored = QuantizedRows | EncodedRows | NDArray[np.float32]
 
 
 class Sink(Protocol):
     """A format's file: takes rows of a tensor in any order, from several threads."""
 
-    def put(self, key: str, a: int, rows: QuantizedRows | NDArray[np.float32]) -> None: ...
+    def put(self, key: str, a: int, rows: Stored) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Job:
     tensor: LazyTensor
     encoding: Encoding
     sinks: Sequence[Sink]
+    importance: NDArray[np.float32] | None = None  # [columns]: weighs rounding errors, where ggml chooses the codes
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,19 @@ class _Chunks:
             return self._missing[job.key] == 0
 
 
-def _encode(job: Job, raw: Raw) -> QuantizedRows | NDArray[np.float32]:
-    if job.encoding.quantized:
-        rows = quantize(raw, job.encoding.bits, job.encoding.group)
+def _encode(job: Job, raw: Raw) -> Stored:
+    encoding, what = job.encoding, f"{job.tensor.source}: tensor {job.tensor.name}"
+    if encoding.on_grid and (job.importance is None or encoding.bits != 4):  # ggml's Q8_0 takes no importance
+        rows = rtn.quantize(raw, encoding.bits, encoding.group)
         _check_finite(job, rows.scales)
         return rows
     values = widen(raw)
-    limit = np.finfo(np.float16 if job.encoding.name == "float16" else np.float32).max
+    if encoding.on_grid and job.importance is not None:
+        return ggml.quantize_to_grid(values, job.importance, what=what)
+    if encoding.quantized:
+        assert encoding.gguf is not None
+        return EncodedRows(encoding.gguf, ggml.quantize(values, encoding.gguf, job.importance, what=what))
+    limit = np.finfo(np.float16 if encoding.name == "float16" else np.float32).max
     _check_finite(job, np.where(np.abs(values) <= limit, values, np.float32(np.inf)))
     return values
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeship.plan import Plan
 from edgeship.reference.weights import Weights
-from edgeship.tensors import QuantizedRows
+from edgeship.tensors import EncodedRows, QuantizedRows
 from edgeship.text import TextSide
 from edgeship_runtime.chat import ChatTemplate
 
@@ -23,7 +23,7 @@ class DataFile(Protocol):
     @property
     def size(self) -> int: ...
 
-    def put(self, key: str, a: int, rows: QuantizedRows | NDArray[np.float32]) -> None:
+    def put(self, key: str, a: int, rows: QuantizedRows | EncodedRows | NDArray[np.float32]) -> None:
         """Store the rows of the tensor `key` that begin at row `a`."""
 
     def complete(self) -> None:
@@ -41,7 +41,7 @@ class Format(Protocol):
     """One format's side of one export. Everything it writes is a function of plan and text."""
 
     @property
-    def name(self) -> str:
+    def name(self) -> Literal["onnx", "gguf"]:
         """The artifact's directory, and `format` in its manifest."""
 
     @property
@@ -65,8 +65,10 @@ class Format(Protocol):
     def write_model(self, directory: Path) -> Sequence[str]:
         """Write the model's small files (a graph); returns their names."""
 
-    def write_companions(self, directory: Path, text: TextSide, template: ChatTemplate | None) -> Sequence[str]:
-        """Write what other runtimes read beside the model; returns the names."""
+    def write_companions(
+        self, directory: Path, text: TextSide, template: ChatTemplate | None, note: Callable[[str], None]
+    ) -> Sequence[str]:
+        """Write what other runtimes read beside the model; returns the names, notes what could not be said there."""
 
     def operators(self) -> Sequence[str]:
         """The operators a runtime must have, sorted; empty where the format has none."""
@@ -75,7 +77,7 @@ class Format(Protocol):
         """The artifact's own numbers, for the reference pass."""
 
 
-class MakeFormat(Protocol):
-    """Draws a format up for one export; raises PlanError or CheckpointError where it cannot hold it."""
+class DrawUp(Protocol):
+    """What the `artifact` module of a format offers as `draw_up`."""
 
-    def __call__(self, plan: Plan, text: TextSide) -> Format: ...
+    def __call__(self, plan: Plan, text: TextSide, revision: str) -> Format: ...

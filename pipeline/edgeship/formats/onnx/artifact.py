@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from onnx import ModelProto
 
@@ -30,12 +30,8 @@ class OnnxArtifact:
 
     plan: Plan
     layout: Layout
-    name: str = "onnx"
+    name: Literal["onnx"] = "onnx"
     data_file: str = DATA_FILE
-
-    @classmethod
-    def draw_up(cls, plan: Plan, text: TextSide) -> OnnxArtifact:
-        return cls(plan, lay_out(plan))
 
     @property
     def size(self) -> int:
@@ -62,7 +58,9 @@ class OnnxArtifact:
         (directory / GRAPH_FILE).write_bytes(self._model.SerializeToString(deterministic=True))
         return (GRAPH_FILE,)
 
-    def write_companions(self, directory: Path, text: TextSide, template: ChatTemplate | None) -> Sequence[str]:
+    def write_companions(
+        self, directory: Path, text: TextSide, template: ChatTemplate | None, note: Callable[[str], None]
+    ) -> Sequence[str]:
         companions = {
             "genai_config.json": genai_config(self.plan, text.special, text.tokenizer.token_to_id, GRAPH_FILE),
             "inference_model.json": inference_model(self.plan.recipe.name, template),
@@ -76,6 +74,11 @@ class OnnxArtifact:
 
     def weights(self, directory: Path) -> AbstractContextManager[Weights]:
         return StoredWeights(directory / DATA_FILE, {p.role.key: p for p in self.layout.places})
+
+
+def draw_up(plan: Plan, text: TextSide, revision: str) -> OnnxArtifact:
+    """The ONNX side of an export; text and revision do not show in the data file."""
+    return OnnxArtifact(plan, lay_out(plan))
 
 
 def _write_json(path: Path, value: Any) -> None:

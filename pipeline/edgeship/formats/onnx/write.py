@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeship.archs.base import Rope
 from edgeship.formats.onnx.layout import Layout, Region
 from edgeship.formats.onnx.packing import pack
-from edgeship.tensors import QuantizedRows
+from edgeship.tensors import EncodedRows, QuantizedRows
 
 ROPE_ROWS = 1 << 12
 
@@ -32,9 +32,10 @@ class OnnxDataFile:
             os.close(self._fd)
             raise
 
-    def put(self, key: str, a: int, rows: QuantizedRows | NDArray[np.float32]) -> None:
+    def put(self, key: str, a: int, rows: QuantizedRows | EncodedRows | NDArray[np.float32]) -> None:
         """Store the rows of a tensor that begin at row `a`."""
         place = self.places[key]
+        assert not isinstance(rows, EncodedRows), f"{key}: ONNX has no {rows.type}, and the plan said so"
         if isinstance(rows, QuantizedRows):
             self._write(pack(rows), place.offset + a * place.row_bytes)
             self._write(rows.scales, place.scale_offset + a * place.scale_row_bytes)

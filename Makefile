@@ -13,8 +13,11 @@ MANIFESTS := pyproject.toml runtime/pyproject.toml constraints.txt
 CHECK_PYTHON := import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
 	"error: edgeship needs Python 3.11 or newer, found " + sys.version.split()[0] + "\n\nhint: make PYTHON=python3.12 ...")
 
+CORES := $(shell nproc 2>/dev/null || echo 2)
+CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+
 .DEFAULT_GOAL := help
-.PHONY: help export plan run chat info verify recipes test check format docs wheel bench train clean
+.PHONY: help llamacpp export plan run chat info verify recipes test check format docs wheel bench train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,12 +30,21 @@ help: ## this list
 
 .venv/.run: .venv/pyvenv.cfg $(MANIFESTS)
 	@echo "installing edgeship into .venv (pinned versions, about a minute the first time)"
-	@$(PIP) --editable './runtime[ort]' --editable .
+	@$(PIP) --editable './runtime[ort]' --editable '.[gguf]'
 	@touch $@
 
 .venv/.test: .venv/.run
 	@echo "installing what the tests compare with: torch, transformers, onnxruntime-genai (a few minutes the first time)"
 	@$(PIP) --editable './runtime[ort]' --editable '.[test]'
+	@touch $@
+
+# The registry has no wheel for Linux. Without llama.cpp's own command line tools and vision code the build takes a
+# third of the time; pip keeps the wheel, so that it is built once per machine.
+.venv/.llamacpp: .venv/.run
+	@echo "building llama.cpp from source: about 400 CPU seconds, once (the registry has no wheel for Linux)"
+	@echo 'set(LLAMA_BUILD_COMMON OFF)' > .venv/llama.cmake
+	@CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/.venv/llama.cmake $(CCACHE)" \
+		CMAKE_BUILD_PARALLEL_LEVEL=$(CORES) $(PIP) --editable './runtime[ort,llamacpp]'
 	@touch $@
 
 .venv/.check: .venv/.run
@@ -57,6 +69,8 @@ chat: .venv/.run ## a conversation with an artifact
 
 info: .venv/.run ## what an artifact is and holds
 	@$(BIN)/edgeship-runtime info $(ARTIFACT)
+
+llamacpp: .venv/.llamacpp ## llama.cpp, for GGUF artifacts and ggml's own types (built once, minutes)
 
 verify: .venv/.run ## hashes and acceptance of an artifact, one verdict
 	@$(BIN)/edgeship-runtime verify $(ARTIFACT)

@@ -68,7 +68,7 @@ def compare_exports(arguments: argparse.Namespace, checkpoint: Path, work: Path)
     ours, theirs = work / "ours", work / "theirs"
     own = [
         str(BIN / "edgeship"), "export", arguments.recipe, "--checkpoint", str(checkpoint), "--out", str(ours),
-        "--max-ram", arguments.max_ram, "--force", "--json",
+        "--max-ram", arguments.max_ram, "--format", "onnx", "--force", "--json",
     ]  # fmt: skip
     peer = [
         sys.executable,

@@ -20,11 +20,11 @@ def main() -> None:
     facts = json.loads((artifact / "genai_config.json").read_text())["model"]
     ids = np.random.default_rng(0).integers(0, min(facts["vocab_size"], 100_000) // 2, prompt).tolist()
     measure = edgeship_runtime if side == "edgeship-runtime" else onnxruntime_genai
-    load, prefill, per_token = measure(artifact, threads, ids, decode)
-    print(json.dumps({"load_s": load, "prefill": prompt / prefill, "decode": 1 / per_token, "rss_mb": rss_mb()}))
+    load, prefill, per_token, rss = measure(artifact, threads, ids, decode)
+    print(json.dumps({"load_s": load, "prefill": prompt / prefill, "decode": 1 / per_token, "rss_mb": rss}))
 
 
-def edgeship_runtime(artifact: Path, threads: int, ids: list[int], decode: int) -> tuple[float, float, float]:
+def edgeship_runtime(artifact: Path, threads: int, ids: list[int], decode: int) -> tuple[float, float, float, float]:
     started = time.perf_counter()
     import edgeship_runtime
 
@@ -41,10 +41,10 @@ def edgeship_runtime(artifact: Path, threads: int, ids: list[int], decode: int) 
         for _ in range(decode - 1):
             token = int(engine.evaluate([token]).argmax())
         steps.append((time.perf_counter() - started) / (decode - 1))
-    return load, float(np.median(prefills)), float(np.median(steps))
+    return load, float(np.median(prefills)), float(np.median(steps)), rss_mb()
 
 
-def onnxruntime_genai(artifact: Path, threads: int, ids: list[int], decode: int) -> tuple[float, float, float]:
+def onnxruntime_genai(artifact: Path, threads: int, ids: list[int], decode: int) -> tuple[float, float, float, float]:
     started = time.perf_counter()
     import onnxruntime_genai as og
 
@@ -68,7 +68,7 @@ def onnxruntime_genai(artifact: Path, threads: int, ids: list[int], decode: int)
             generator.generate_next_token()
         steps.append((time.perf_counter() - started) / (decode - 1))
         del generator
-    return load, float(np.median(prefills)), float(np.median(steps))
+    return load, float(np.median(prefills)), float(np.median(steps)), rss_mb()
 
 
 def rss_mb() -> float:

@@ -17,10 +17,10 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help llamacpp export plan run chat info verify recipes test check format docs wheel bench train clean
+.PHONY: help llamacpp export plan run chat info verify recipes test check format docs wheel bench bench-gguf train clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  RECIPE=$(RECIPE)  OUT=$(OUT)  CHECKPOINT=directory  MAX_RAM=600MB  FORCE=1  ARTIFACT=$(ARTIFACT)  PROMPT=\"...\""
 
@@ -96,8 +96,11 @@ wheel: .venv/.run ## both wheels, into dist/
 	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./runtime .
 	@ls -l dist
 
-bench: .venv/.test ## time and memory beside onnxruntime-genai, in one run (needs make_checkpoint.py or CHECKPOINT=)
+bench: .venv/.test ## time and memory beside onnxruntime-genai, in one run
 	@$(BIN)/python tests/bench/compare.py $(BENCH)
+
+bench-gguf: .venv/.test .venv/.llamacpp ## both formats beside llama.cpp's converter and quantizer
+	@$(BIN)/python tests/bench/compare_gguf.py $(BENCH)
 
 train: .venv/.test ## train the embedded tiny model again (half an hour on two cores)
 	@$(BIN)/python -m edgeship.tiny.train --out $(OUT)/tiny-checkpoint

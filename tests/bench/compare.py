@@ -27,9 +27,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         work = Path(scratch)
         checkpoint = arguments.checkpoint or random_checkpoint(arguments.recipe, work)
-        print(
-            f"machine: {machine()}\ncheckpoint: {checkpoint.name} for {arguments.recipe}, {size_mb(checkpoint):.0f} MB\n"
-        )
+        print(f"machine: {machine()}")
+        print(f"checkpoint: {checkpoint.name} for {arguments.recipe}, {size_mb(checkpoint):.0f} MB\n")
         report = {"machine": machine(), "recipe": arguments.recipe}
         report["export"] = compare_exports(arguments, checkpoint, work)
         if not arguments.no_runtime:

@@ -91,7 +91,10 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the artifact OUT/NAME/ of a recipe, a directory per format. An interrupted export is resumed by the same command."""
+    """Make the artifact OUT/NAME/ of a recipe, a directory per format.
+
+    An interrupted export is resumed by the same command.
+    """
     from edgeship import catalog, show
     from edgeship.progress import progress_for
     from edgeship.recipe import chosen_formats

@@ -37,7 +37,9 @@ def open_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
     blob = read_limited(file)
     try:
         tokenizer = Tokenizer.from_buffer(blob)
-    except Exception as error:  # tokenizers raises plain Exception for whatever is wrong
+    except BaseException as error:  # tokenizers raises plain Exception for whatever is wrong, and panics beside it
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise CheckpointError(
             f"{file}: expected a tokenizer that the tokenizers library loads, found: {_one_line(error)}.", hint=DAMAGED
         ) from None

@@ -111,3 +111,13 @@ def test_a_side_file_of_absurd_size_is_not_read(directory: Path) -> None:
         out.truncate(300_000_000)
     with pytest.raises(CheckpointError, match=r"huge\.json: expected at most 200000000 bytes, found 300000000"):
         open_tokenizer(file, 320)
+
+
+def test_a_tokenizer_that_makes_the_library_panic_is_refused(tmp_path: Path) -> None:
+    """The Rust library panics on an empty token in a merge, and its PanicException is no Exception."""
+    write_checkpoint(tmp_path)
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    values["model"] |= {"vocab": {"": 0, "a": 1, "b": 2, "ab": 3}, "merges": [["a", "b"]], "continuing_subword_prefix": "abc"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        open_tokenizer(tmp_path / "tokenizer.json", 320)

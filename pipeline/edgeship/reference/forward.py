@@ -27,6 +27,7 @@ from edgeship.reference.blas import one_thread
 from edgeship.reference.weights import EMBED, HEAD, Floats, Weights
 
 CHUNK_WEIGHTS = 1 << 19  # weights worked through at a time: 2 MB of float32 stays in cache, and threads meet rarely
+THREADS = 2  # measured: four take as long as two, for a third more CPU seconds
 CHUNK_ROWS = 64  # rows at least, however long: below that BLAS packs its other operand more often than it uses it
 SMALL_PRODUCT = 1_000_000  # OpenBLAS (interface/gemm.c) does not pack at all up to this many multiply-adds
 
@@ -59,7 +60,7 @@ class Pass:
         self.decoder, self.weights = decoder, weights
         self._sequences = [_Sequence() for _ in range(sequences)]
         self._shapes = {role.key: role.shape for role in decoder.roles()}
-        self._threads = threads or min(4, os.cpu_count() or 1)
+        self._threads = threads or min(THREADS, os.cpu_count() or 1)
         self._held = ExitStack()
 
     def __enter__(self) -> Self:

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgeship_runtime.engines.llamacpp import LlamaEngine
 from edgeship_runtime.engines.ort import OrtEngine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,12 +36,13 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, runs: int) -> None:
     """Press Ctrl-C, as Python sees it, once the engine has run so many times."""
-    evaluate, left = OrtEngine.evaluate, [runs]
+    left = [runs]
+    for kind in (OrtEngine, LlamaEngine):
 
-    def interrupted(self: OrtEngine, tokens: Any) -> Any:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return evaluate(self, tokens)
+        def interrupted(self: Any, tokens: Any, evaluate: Callable[..., Any] = kind.evaluate) -> Any:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return evaluate(self, tokens)
 
-    monkeypatch.setattr(OrtEngine, "evaluate", interrupted)
+        monkeypatch.setattr(kind, "evaluate", interrupted)

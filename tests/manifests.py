@@ -114,6 +114,8 @@ def mutate(data: st.DataObject, valid: dict[str, Any]) -> dict[str, Any]:
     root = copy.deepcopy(valid)
     for _ in range(data.draw(st.integers(1, 3))):
         found = places(root)
+        if not found:
+            break
         *outer, last = data.draw(st.sampled_from(found))
         inner: Any = root
         for key in outer:

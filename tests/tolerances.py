@@ -79,3 +79,20 @@ did better by half would be another one. IQ2_XS and coarser weighed by the impor
 
 LLAMACPP_LOGITS = 1e-5
 """Of the largest logit: llama.cpp on an F32 file against transformers in float32 (measured on tiny models: 4e-6)."""
+
+GGUF_SECONDS = 0.5
+"""CPU time of a GGUF header with a vocabulary of 150,000: 0.03 on an idle core."""
+
+TOY_GGUF_LOGITS = 4e-3
+"""Of the largest logit: float32 weights with keys, values and attention in float16, against numpy's float32; measured
+6e-4 on a layer of the toy model."""
+
+Q8_KV_LOGITS = 3e-2
+"""The same with keys and values in 8 bits, blocks of 32."""
+
+ENGINE_STD = 0.5
+"""Deviations between the engines' logits on one set of weights: each rounds activations to 8 bits in its own way, and
+llama.cpp keeps keys and values in float16; measured 0.07 on the tiny model."""
+
+ENGINE_TIE_STD = 0.1
+"""Deviations between the best two logits under which the engines may choose different tokens; measured: none does."""

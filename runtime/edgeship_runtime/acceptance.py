@@ -59,6 +59,7 @@ class GoldenCase:
     name: str
     tokens: tuple[int, ...]
     positions: tuple[Position, ...]
+    prompt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _read_case(item: object, top: Fields, path: str, vocab: int) -> GoldenCase:
     for i, each in enumerate(case.items("positions", len(tokens))):
         least = positions[-1].index + 1 if positions else 0
         positions.append(_read_position(each, case, f"positions[{i}]", (least, len(tokens) - 1), vocab))
-    return GoldenCase(case.text("name"), tokens, tuple(positions))
+    return GoldenCase(case.text("name"), tokens, tuple(positions), prompt)
 
 
 def _read_position(item: object, case: Fields, path: str, span: tuple[int, int], vocab: int) -> Position:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from edgeship_runtime import __version__
 from edgeship_runtime.answer import Stats
 from edgeship_runtime.cpu import cpu_name, load_average, peak_rss_mb
+from edgeship_runtime.engines import formats
 from edgeship_runtime.errors import UsageError
 from edgeship_runtime.manifest import locate, read_manifest
 from edgeship_runtime.model import Model, load
@@ -61,7 +63,9 @@ class BenchReport:
             ("peak memory", "unknown" if rss is None else f"{rss:.0f} MB"),
         ]
         lines = [f"{name:<12} {value}" for name, value in rows]
-        return "\n".join([*lines, f"median of {self.repeats}; edgeship-runtime {self.edgeship_runtime}, Python {self.python}"])
+        return "\n".join(
+            [*lines, f"median of {self.repeats}; edgeship-runtime {self.edgeship_runtime}, Python {self.python}"]
+        )
 
 
 def measure(
@@ -73,9 +77,12 @@ def measure(
     decode_tokens: int = 64,
     repeats: int = 3,
     engine: str | None = None,
+    options: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Load the artifact and time `repeats` greedy answers; `context` None: what the measurement needs.
+
+    `engine` and `options` are those of `load`.
 
     A prompt longer than the context leaves room for is cut to what fits; the report says how long it was.
     `progress` is told what comes next. The load is timed once, files may or may not be in the system's cache.
@@ -87,10 +94,10 @@ def measure(
     say = progress or (lambda _: None)
     before = load_average()
     say("loading")
-    longest = read_manifest(locate(path)).model.context_length
+    longest = read_manifest(locate(path, formats(engine))).model.context_length
     if context is None:
         context = min(prompt_tokens + decode_tokens, longest)
-    with load(path, context=context, threads=threads, engine=engine) as model:
+    with load(path, context=context, threads=threads, engine=engine, **(options or {})) as model:
         prompt_tokens = min(prompt_tokens, context - decode_tokens)
         if prompt_tokens < 1:
             raise UsageError(f"bench: {decode_tokens} tokens do not fit into a context of {context} beside a prompt")

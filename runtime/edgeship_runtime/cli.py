@@ -86,8 +86,7 @@ def _known(error: Exception) -> EdgeshipRuntimeError:
 def _report(error: EdgeshipRuntimeError, as_json: bool) -> int:
     message, hint = safe(error.message[:_SCREEN]), safe(error.hint[:_SCREEN])
     if as_json:
-        members = {"kind": error.kind, "message": message, "hint": hint, "exit_code": error.exit_code}
-        print_json({"error": members}, indent=None)
+        print_json({"error": error.to_json() | {"message": message, "hint": hint}}, indent=None)
     print(f"error: {message}\n\nhint: {hint}" if hint else f"error: {message}", file=sys.stderr)
     return error.exit_code
 
@@ -123,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_verify(commands)
     _add_bench(commands)
+    _add_compare(commands)
     return parser
 
 
@@ -135,7 +135,7 @@ def _command(commands: Any, name: str, description: str, example: str) -> argpar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("artifact", metavar="ARTIFACT", help="artifacts/NAME, or a directory inside it")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="artifacts/NAME, a directory inside it, or a GGUF file")
     return parser
 
 
@@ -180,19 +180,51 @@ def _add_verify(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     parser = _command(commands, "bench", "measure load time, speed and memory", "bench artifacts/tiny-int4 --threads 2")
-    parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="tokens to prefill (%(default)s)")
-    parser.add_argument("--decode-tokens", type=int, default=64, metavar="N", help="tokens to generate (%(default)s)")
-    parser.add_argument(
-        "--repeats", type=int, default=3, metavar="N", help="answers to take the median of (%(default)s)"
-    )
+    _add_measurement(parser, prompt=512, decode=64)
     _add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print the report as one object")
+
+
+def _add_compare(commands: Any) -> None:
+    example = "compare artifacts/tiny-int4/onnx artifacts/tiny-int4/gguf"
+    parser = _command(commands, "compare", "the same prompts and measurements on two artifacts or engines", example)
+    parser.add_argument("other", metavar="OTHER", help="what to compare it with")
+    parser.add_argument("--engines", metavar="A,B", help="an engine for each, for instance ort,llamacpp")
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="text to continue on both; repeatable"
+    )
+    parser.add_argument("--tokens", type=int, default=16, metavar="N", help="tokens to continue each by (%(default)s)")
+    _add_measurement(parser, prompt=128, decode=32)
+    _add_engine(parser)
+    parser.add_argument("--json", action="store_true", help="print the comparison as one object")
+
+
+def _add_measurement(parser: argparse.ArgumentParser, *, prompt: int, decode: int) -> None:
+    group = parser.add_argument_group("measurement")
+    group.add_argument("--prompt-tokens", type=int, default=prompt, metavar="N", help="tokens to prefill (%(default)s)")
+    group.add_argument(
+        "--decode-tokens", type=int, default=decode, metavar="N", help="tokens to generate (%(default)s)"
+    )
+    group.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="answers to take the median of (%(default)s)"
+    )
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument("--context", type=int, metavar="N", help="tokens of the KV cache (default: the artifact's)")
     group.add_argument("--threads", type=int, metavar="N", help="engine threads (default: the physical cores)")
+    group.add_argument("--engine", metavar="NAME", help="ort or llamacpp; also chooses between onnx/ and gguf/")
+    group = parser.add_argument_group("llama.cpp")
+    group.add_argument("--batch-threads", type=int, metavar="N", help="threads for prompts (default: as --threads)")
+    group.add_argument(
+        "--kv-type", metavar="TYPE", help="of keys and values: f16 (default), or q8_0 for half the memory"
+    )
+    group.add_argument("--flash-attention", metavar="WHEN", help="auto (default), on or off")
+    group.add_argument("--lora", action="append", metavar="FILE[=SCALE]", help="add a LoRA adapter; repeatable")
+    group.add_argument(
+        "--no-mmap", dest="mmap", action="store_false", default=None, help="read the weights instead of mapping them"
+    )
 
 
 def _add_conversation(parser: argparse.ArgumentParser) -> None:

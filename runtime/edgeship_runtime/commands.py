@@ -1,4 +1,4 @@
-"""What the commands `run`, `info`, `verify` and `bench` do; each takes parsed arguments and returns an exit code."""
+"""What the commands do, but for `chat`; each takes parsed arguments and returns an exit code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("the prompt is empty", hint='give some text: edgeship-runtime run ARTIFACT "Hello"')
     from edgeship_runtime.model import load
 
-    with load(args.artifact, context=args.context, threads=args.threads) as model:
+    with load(args.artifact, context=args.context, threads=args.threads, **engine_options(args)) as model:
         prompt: Any = text if args.raw else [*system_message(args.system), {"role": "user", "content": text}]
         stream = model.stream(prompt, enable_thinking=args.think, **options)
         with stream:
@@ -63,6 +63,25 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
 
     GenerationOptions(**given)  # what is wrong with them is said before a model is loaded
     return {**_GREEDY, **given} if args.greedy else given
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The engine's name and the options for it that were given on the command line; raises UsageError."""
+    names = ("engine", "batch_threads", "kv_type", "flash_attention", "mmap")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return given | ({"lora": dict(map(_adapter, args.lora))} if args.lora else {})
+
+
+def _adapter(text: str) -> tuple[str, float]:
+    name, equals, scale = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return name, float(scale)
+    except ValueError:
+        raise UsageError(
+            f"--lora: expected FILE or FILE=NUMBER, found {safe(text)!r}", hint="for instance --lora style.gguf=0.5"
+        ) from None
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -139,9 +158,16 @@ def verify(args: argparse.Namespace) -> int:
     """Check an artifact against what was sealed; the exit code says the verdict."""
     from edgeship_runtime.verify import verify as check
 
+    given = engine_options(args)
     with Progress() as progress:
         verdict = check(
-            args.artifact, threads=args.threads, context=args.context, skip=args.skip, progress=progress.share
+            args.artifact,
+            threads=args.threads,
+            context=args.context,
+            engine=given.pop("engine", None),
+            options=given,
+            skip=args.skip,
+            progress=progress.share,
         )
     if args.json:
         print_json(verdict.to_json())
@@ -154,11 +180,14 @@ def bench(args: argparse.Namespace) -> int:
     """Measure an artifact on this machine."""
     from edgeship_runtime.bench import measure
 
+    given = engine_options(args)
     with Progress() as progress:
         report = measure(
             args.artifact,
             context=args.context,
             threads=args.threads,
+            engine=given.pop("engine", None),
+            options=given,
             prompt_tokens=args.prompt_tokens,
             decode_tokens=args.decode_tokens,
             repeats=args.repeats,
@@ -168,4 +197,35 @@ def bench(args: argparse.Namespace) -> int:
         print_json(report.to_json())
     else:
         print(safe(report.table()))
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Compare two artifacts or engines."""
+    from edgeship_runtime.compare import compare as compare_both
+
+    options = engine_options(args)
+    both = options.pop("engine", None)
+    engines = [name or None for name in args.engines.split(",")] if args.engines else [both, both]
+    if len(engines) != 2:
+        raise UsageError(f"--engines: expected two names, found {safe(args.engines)!r}", hint="--engines ort,llamacpp")
+    with Progress() as progress:
+        comparison = compare_both(
+            args.artifact,
+            args.other,
+            engines=engines,
+            threads=args.threads,
+            context=args.context,
+            prompts=args.prompt,
+            tokens=args.tokens,
+            prompt_tokens=args.prompt_tokens,
+            decode_tokens=args.decode_tokens,
+            repeats=args.repeats,
+            options=options,
+            progress=progress.say,
+        )
+    if args.json:
+        print_json(comparison.to_json())
+    else:
+        print(safe(comparison.table()))
     return 0

@@ -31,6 +31,10 @@ class EdgeshipRuntimeError(Exception):
     def __str__(self) -> str:
         return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
 
+    def to_json(self) -> dict[str, object]:
+        """What `--json` prints about it."""
+        return {"kind": self.kind, "message": self.message, "hint": self.hint, "exit_code": self.exit_code}
+
 
 class UsageError(EdgeshipRuntimeError):
     """A command line, an argument or an option asks for something that cannot be."""

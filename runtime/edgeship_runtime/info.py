@@ -7,9 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgeship_runtime.engines import formats
+from edgeship_runtime.gguf_model import read_model
 from edgeship_runtime.manifest import MANIFEST_NAME, Manifest, locate, read_manifest
 
-_KV_BYTES = 4  # float32 keys and values
+_KV_BYTES = {"onnx": 4, "gguf": 2}  # of a key or value: float32, and float16 where not chosen otherwise
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -17,11 +19,11 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Sizes are in bytes, or in MB of 10^6 bytes where a name says so.
     """
-    directory = locate(path)
+    directory = locate(path, formats())
     manifest = read_manifest(directory)
     files = _file_sizes(directory, manifest)
     model = manifest.model
-    per_token = model.layers * 2 * model.kv_heads * model.head_dim * _KV_BYTES
+    per_token = model.layers * 2 * model.kv_heads * model.head_dim * _KV_BYTES[manifest.format]
     return {
         "artifact": str(directory),
         "name": manifest.name,
@@ -50,6 +52,8 @@ def _file_sizes(directory: Path, manifest: Manifest) -> dict[str, int]:
     if manifest.sealed:
         sizes = {name: entry.size for name, entry in manifest.files.items()}
         return dict(sorted((sizes | {MANIFEST_NAME: (directory / MANIFEST_NAME).stat().st_size}).items()))
+    if directory.is_file():
+        return {header.path.name: header.size for header in read_model(directory)}
     return {entry.name: entry.stat().st_size for entry in sorted(directory.iterdir()) if entry.is_file()}
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ __all__ = [
     "describe_file",
     "locate",
     "manifest_json",
+    "model_path",
     "parse_manifest",
     "read_manifest",
     "write_manifest",
@@ -78,8 +79,9 @@ MANIFEST_NAME = "edgeship.json"
 GENAI_NAME = "genai_config.json"
 MAX_MANIFEST_BYTES = 1 << 20
 
-_UNSEALED_CONTEXT = 4096
-"""KV-cache positions for a directory whose manifest does not say: its maximum can cost gigabytes."""
+UNSEALED_CONTEXT = 4096
+"""KV-cache positions where no manifest says: the model's maximum can cost gigabytes."""
+GGUF_SUFFIX = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -106,27 +108,33 @@ class Manifest:
     """Name of the file the engine opens. Not written: a rule of the format for sealed artifacts."""
 
 
-def locate(path: Path | str) -> Path:
-    """The artifact directory meant by `path`: itself, or its first format directory (onnx before gguf)."""
+def locate(path: Path | str, formats: Sequence[str] = FORMATS) -> Path:
+    """The artifact meant by `path`: a directory itself, its first format directory in `formats`, or a GGUF file."""
     path = Path(path)
     try:
-        is_directory, exists = path.is_dir(), path.exists()
+        is_directory, is_file, exists = path.is_dir(), path.is_file(), path.exists()
     except (OSError, ValueError) as error:  # a NUL in the path, a name too long, no permission
         raise ArtifactError(f"{show(str(path))}: not a path that can be opened ({error})") from None
+    if is_file and path.suffix.lower() == GGUF_SUFFIX:
+        return path
     if not is_directory:
         raise _no_directory(path, exists)
     if _is_partial(path.resolve()):
         raise _unfinished(path)
-    for candidate in (path, *(path / name for name in FORMATS)):
+    for candidate in (path, *(path / name for name in formats)):
         if (candidate / MANIFEST_NAME).exists() or (candidate / GENAI_NAME).exists():
             return candidate
-    for entry in sorted(path.iterdir()):
+    entries = sorted(path.iterdir())
+    for entry in entries:
         if _is_partial(entry):
             raise _unfinished(entry)
+    alone = next((entry for entry in entries if entry.suffix == GGUF_SUFFIX and entry.is_file()), None)
     raise ArtifactError(
         f"{path}: no artifact here: looked for {MANIFEST_NAME} and {GENAI_NAME} in it and in "
-        f"{' and '.join(f'{name}/' for name in FORMATS)}",
-        hint="give the directory that `edgeship export` printed, for instance artifacts/tiny-int4",
+        f"{' and '.join(f'{name}/' for name in formats)}",
+        hint=f"a GGUF file is given by its own name: {alone}"
+        if alone
+        else "give the directory that `edgeship export` printed, for instance artifacts/tiny-int4",
     )
 
 
@@ -144,20 +152,32 @@ def _unfinished(path: Path) -> ArtifactError:
 def _no_directory(path: Path, exists: bool) -> ArtifactError:
     if exists:
         return ArtifactError(
-            f"{path}: expected the directory of an artifact, found a file", hint=f"try its directory: {path.parent}"
+            f"{path}: expected the directory of an artifact or a .gguf file, found a file of another kind",
+            hint=f"try its directory: {path.parent}",
         )
     try:
-        siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir() and entry.name[0] != "."]
+        siblings = [each.name for each in path.parent.iterdir() if _may_be_meant(each)]
     except OSError:
         siblings = []
     close = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"did you mean {path.parent / close[0]}?" if close else "`edgeship export` makes artifacts/NAME"
-    return ArtifactError(f"{path}: no such directory", hint=hint)
+    return ArtifactError(f"{path}: no such {'file' if path.suffix == GGUF_SUFFIX else 'directory'}", hint=hint)
+
+
+def _may_be_meant(entry: Path) -> bool:
+    return entry.name[0] != "." and (entry.is_dir() or entry.suffix == GGUF_SUFFIX)
 
 
 def read_manifest(directory: Path | str) -> Manifest:
-    """Read `edgeship.json` of an artifact directory, or the facts in `genai_config.json` where there is none."""
+    """Read `edgeship.json` of an artifact directory, or where there is none the facts in `genai_config.json`.
+
+    Of a GGUF file the facts in its header.
+    """
     directory = Path(directory)
+    if directory.suffix.lower() == GGUF_SUFFIX and not directory.is_dir():
+        from edgeship_runtime.unsealed import read_gguf
+
+        return read_gguf(directory)
     if not (directory / MANIFEST_NAME).exists() and (directory / GENAI_NAME).exists():
         return _read_genai(directory)
     raw = read_bytes(resolve_inside(directory, MANIFEST_NAME), MAX_MANIFEST_BYTES)
@@ -214,6 +234,11 @@ def artifact_file(directory: Path, manifest: Manifest, name: str) -> Path:
         found = f"expected {entry.size} bytes, found {path.stat().st_size}"
         raise ArtifactError(f"{path}: {found}: the file was cut short or replaced", hint=damaged)
     return path
+
+
+def model_path(directory: Path, manifest: Manifest) -> Path:
+    """The path of the file the engine opens; `directory` is the artifact, or a GGUF file. Raises as `artifact_file`."""
+    return directory if directory.is_file() else artifact_file(directory, manifest, manifest.model_file)
 
 
 def check_files(
@@ -292,7 +317,7 @@ def _read_genai(directory: Path) -> Manifest:
         model,
         heads=("num_hidden_layers", "num_key_value_heads", "head_size"),
         eos=eos,
-        default_context=min(context, _UNSEALED_CONTEXT),
+        default_context=min(context, UNSEALED_CONTEXT),
         logits="all",
         sizes=decoder,
     )

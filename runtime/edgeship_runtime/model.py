@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,15 @@ from edgeship_runtime.answer import Clock, FinishReason, Piece, Result, Stats, S
 from edgeship_runtime.chat import ChatTemplate, load_template
 from edgeship_runtime.cpu import return_free_memory
 from edgeship_runtime.decode import Writer
-from edgeship_runtime.engines import Engine, engine_module
+from edgeship_runtime.engines import Engine, formats, open_engine
 from edgeship_runtime.errors import ContextError, DependencyError, EdgeshipRuntimeError, TemplateError, UsageError
-from edgeship_runtime.manifest import Manifest, artifact_file, locate, read_manifest
+from edgeship_runtime.manifest import Manifest, locate, read_manifest
 from edgeship_runtime.sampling import GenerationOptions, Sampler
 from edgeship_runtime.strict import nearest
-from edgeship_runtime.tokens import Tokenizer, read_tokenizer
+from edgeship_runtime.tokens import TextTokens, find_tokenizer
+
+if TYPE_CHECKING:
+    from edgeship_runtime.engines.llamacpp import LlamaEngine
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
@@ -40,7 +43,7 @@ class Model:
     def __init__(
         self,
         engine: Engine,
-        tokenizer: Tokenizer,
+        tokenizer: TextTokens,
         manifest: Manifest,
         template: ChatTemplate | EdgeshipRuntimeError | None = None,
         *,
@@ -262,42 +265,54 @@ class _Exclusive:
 
 
 def load(
-    path: str | Path, *, context: int | None = None, threads: int | None = None, engine: str | None = None
+    path: str | Path,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    engine: str | None = None,
+    **options: Any,
 ) -> Model:
-    """Load an artifact: `artifacts/<name>`, its format directory, or a directory made by onnxruntime-genai's builder.
+    """Load an artifact: `artifacts/<name>`, its format directory, one made by onnxruntime-genai, or a GGUF file.
 
     `context`: tokens the KV cache has room for, the artifact's default when None (not the model's maximum, which
     can cost gigabytes); `threads`: the manifest's hint or the physical cores when None; `engine`: its name in
-    `engines.ENGINES`. Raises ArtifactError, DependencyError, UsageError, ResourceError.
+    `engines.ENGINES`, which also chooses between formats; `options`: the engine's own, such as `kv_type` of
+    `engines.llamacpp.open_engine`. Raises ArtifactError, DependencyError, UsageError, ResourceError.
     """
     start = time.perf_counter()
-    directory = locate(Path(path))
+    directory = locate(Path(path), formats(engine))
     manifest = read_manifest(directory)
-    module = engine_module(manifest.format, engine)
-    tokenizer_path = artifact_file(directory, manifest, "tokenizer.json")
-    if context is None:
-        context = manifest.model.default_context
+    size = manifest.model.default_context if context is None else context
     # The engine works outside Python's lock for most of its loading, the tokenizer inside it: together they take
     # as long as the longer.
     opening = _Opening(
-        lambda: module.open_engine(directory, manifest, context=context, threads=threads)
+        lambda: open_engine(directory, manifest, engine=engine, context=size, threads=threads, options=options)
     )
     try:
-        tokenizer = read_tokenizer(tokenizer_path)
-        template = _template(directory, manifest)
+        tokenizer: TextTokens | None = find_tokenizer(directory, manifest)
+        template = _template(lambda: load_template(directory, manifest)) if directory.is_dir() else None
         return_free_memory()  # now, before the engine's own peak
     except BaseException:
         opening.discard()
         raise
     opened = opening.result()
+    if tokenizer is None:
+        from edgeship_runtime.llama_tokens import LlamaTokenizer
+        from edgeship_runtime.unsealed import read_template
+
+        vocabulary = LlamaTokenizer(cast("LlamaEngine", opened).loaded)
+        tokenizer = vocabulary
+        if not manifest.sealed:
+            manifest = replace(manifest, model=replace(manifest.model, eos_token_ids=vocabulary.end_ids()))
+            template = _template(lambda: read_template(directory, vocabulary.special_tokens()))
     return_free_memory()
     return Model(opened, tokenizer, manifest, template, directory=directory, load_s=time.perf_counter() - start)
 
 
-def _template(directory: Path, manifest: Manifest) -> ChatTemplate | EdgeshipRuntimeError | None:
+def _template(read: Callable[[], ChatTemplate | None]) -> ChatTemplate | EdgeshipRuntimeError | None:
     """The chat template, or why there is none to be had: raw text can be answered without it."""
     try:
-        return load_template(directory, manifest)
+        return read()
     except (TemplateError, DependencyError) as error:
         return error
 

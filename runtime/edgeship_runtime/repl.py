@@ -10,7 +10,14 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from edgeship_runtime.commands import finish, sampling_options, show_answer, stats_line, system_message
+from edgeship_runtime.commands import (
+    engine_options,
+    finish,
+    sampling_options,
+    show_answer,
+    stats_line,
+    system_message,
+)
 from edgeship_runtime.console import INTERRUPTED, print_json, safe
 from edgeship_runtime.errors import ContextError, EdgeshipRuntimeError, TemplateError, UsageError
 
@@ -34,7 +41,7 @@ def chat(args: argparse.Namespace) -> int:
     if interactive:
         with suppress(ImportError):
             import readline  # noqa: F401 -- importing it gives input() line editing and a history
-    with load(args.artifact, context=args.context, threads=args.threads) as model:
+    with load(args.artifact, context=args.context, threads=args.threads, **engine_options(args)) as model:
         if interactive:
             print(f"{safe(model.manifest.name)}, {model.engine.context} tokens of context; /help", file=sys.stderr)
         return _Session(model, args, options, interactive).talk()

@@ -1,13 +1,29 @@
-"""Text to token ids and back, by the checkpoint's own `tokenizer.json`."""
+"""Text to token ids and back, by the checkpoint's own `tokenizer.json` where there is one and `tokenizers` reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgeship_runtime.decode import ByteDetokenizer, Detokenizer, WindowDetokenizer
-from edgeship_runtime.errors import ArtifactError, UsageError, missing_package
+from edgeship_runtime.errors import ArtifactError, DependencyError, UsageError, missing_package
+from edgeship_runtime.manifest import Manifest, artifact_file
+
+
+class TextTokens(Protocol):
+    """What a model needs of a tokenizer: `Tokenizer` here, or `llama_tokens.LlamaTokenizer`."""
+
+    vocab_size: int
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of `text`; `special` adds what the tokenizer puts around a raw text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh stream whose joined output equals `decode` of all its tokens."""
 
 
 class Tokenizer:
@@ -67,6 +83,21 @@ class Tokenizer:
             return token.encode("utf-8")
 
 
+def find_tokenizer(directory: Path, manifest: Manifest) -> Tokenizer | None:
+    """The tokenizer beside the model; None for a GGUF artifact where its own vocabulary has to do.
+
+    That is a file that comes alone, and any where `tokenizers` is not installed. Raises as `read_tokenizer`.
+    """
+    if directory.is_file() or (manifest.format == "gguf" and "tokenizer.json" not in manifest.files):
+        return None
+    try:
+        return read_tokenizer(artifact_file(directory, manifest, "tokenizer.json"))
+    except DependencyError:
+        if manifest.format == "gguf":
+            return None
+        raise
+
+
 def read_tokenizer(path: Path) -> Tokenizer:
     """Read a `tokenizer.json`; raises DependencyError without tokenizers, ArtifactError for a file that is none."""
     try:
@@ -76,7 +107,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise missing_package("tokenizers", "ort", "reading text into tokens") from None
     try:
         inner = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust extension raises a bare Exception
+    except BaseException as error:  # the Rust extension raises a bare Exception, and panics beside Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         text = " ".join(str(error).split())[:300]
         raise ArtifactError(
             f"{path}: tokenizers {tokenizers.__version__} cannot read it: {text}",

@@ -13,8 +13,8 @@ hash is wrong.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,11 +33,11 @@ from edgeship_runtime.acceptance import (
     read_golden,
 )
 from edgeship_runtime.chat import ChatTemplate, load_template
-from edgeship_runtime.engines import Engine, engine_module
+from edgeship_runtime.engines import Engine, formats, open_engine
 from edgeship_runtime.errors import EngineError, TemplateError, UsageError, VerifyError
-from edgeship_runtime.manifest import MANIFEST_NAME, Manifest, artifact_file, check_files, locate, read_manifest
+from edgeship_runtime.manifest import MANIFEST_NAME, Manifest, check_files, locate, model_path, read_manifest
 from edgeship_runtime.strict import nearest, show
-from edgeship_runtime.tokens import read_tokenizer
+from edgeship_runtime.tokens import TextTokens, find_tokenizer
 from edgeship_runtime.tolerances import LOGIT_ERROR_STD
 
 CHECKS = ("files", "size", "templates", "tokens", "agreement")
@@ -151,10 +151,13 @@ def verify(
     threads: int | None = None,
     context: int | None = None,
     engine: str | None = None,
+    options: Mapping[str, Any] | None = None,
     skip: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Verdict:
     """Check the artifact at `path`; `skip` names checks of CHECKS to leave out; `context` None: what they need.
+
+    `engine` and `options` are those of `load`.
 
     A difference is a verdict and not an exception. Raises ArtifactError for a manifest or acceptance file that
     cannot be read, UsageError for an unknown check, and what opening the engine raises.
@@ -163,7 +166,7 @@ def verify(
         if name not in CHECKS:
             raise UsageError(f"there is no check {show(name)} ({nearest(name, CHECKS)})")
     start = time.perf_counter()
-    directory = locate(path)
+    directory = locate(path, formats(engine))
     manifest = read_manifest(directory)
     if not manifest.sealed:
         return Verdict(str(directory), manifest.name, "unsealed")
@@ -172,7 +175,7 @@ def verify(
     found.check_size()
     if not found.failures:
         found.check_chats()
-        found.check_agreement(engine, threads, context)
+        found.check_agreement(engine, threads, context, options)
     return Verdict(
         artifact=str(directory),
         name=manifest.name,
@@ -234,22 +237,43 @@ class _Findings:
 
     def _check_tokens(self, cases: Sequence[ChatCase]) -> None:
         self.progress("tokens", 0.0)
-        tokenizer = read_tokenizer(artifact_file(self.directory, self.manifest, "tokenizer.json"))
         texts = [(case.name, case.rendered, list(case.token_ids)) for case in cases if case.rendered is not None]
-        wrong = [name for name, text, ids in texts if tokenizer.encode(text) != ids]
+        wrong: dict[str, str] = {}
+        with ExitStack() as stack:
+            for source, tokenizer in self._tokenizers(stack):
+                for name, text, ids in texts:
+                    if tokenizer.encode(text) != ids:
+                        wrong.setdefault(name, f"the token ids differ{source}")
         self.results["tokens"] = Count(len(texts), len(texts) - len(wrong))
-        self.failures += [f"tokens: {name}: the token ids differ" for name in wrong]
+        self.failures += [f"tokens: {name}: {said}" for name, said in wrong.items()]
 
-    def check_agreement(self, engine: str | None, threads: int | None, context: int | None) -> None:
+    def _tokenizers(self, stack: ExitStack) -> Iterator[tuple[str, TextTokens]]:
+        """All that the artifact has: other programs read the vocabulary inside a GGUF file and not tokenizer.json."""
+        beside = find_tokenizer(self.directory, self.manifest)
+        if beside:
+            yield "", beside
+        if self.manifest.format == "gguf":
+            from edgeship_runtime.engines.llama_library import LoadedModel
+            from edgeship_runtime.gguf_model import read_model
+            from edgeship_runtime.llama_tokens import LlamaTokenizer
+
+            path = model_path(self.directory, self.manifest)
+            read_model(path)
+            model = stack.enter_context(closing(LoadedModel(path, vocabulary_only=True)))
+            yield f" (by the vocabulary in {path.name})", LlamaTokenizer(model)
+
+    def check_agreement(
+        self, engine: str | None, threads: int | None, context: int | None, options: Mapping[str, Any] | None
+    ) -> None:
         if "agreement" in self.skip:
             return
         golden = read_golden(self.directory, self.manifest)
         if context is not None and context < golden.context:
             raise UsageError(f"{GOLDEN} needs a context of {golden.context} tokens, found {context}")
         self.progress("agreement", 0.0)
-        module = engine_module(self.manifest.format, engine)
+        size = context or golden.context
         with closing(
-            module.open_engine(self.directory, self.manifest, context=context or golden.context, threads=threads)
+            open_engine(self.directory, self.manifest, engine=engine, context=size, threads=threads, options=options)
         ) as opened:
             comparison = _Comparison(golden.tie_tolerance)
             for done, case in enumerate(golden.cases):

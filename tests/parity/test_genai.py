@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as og
 import pytest
-import tolerances
 
 import edgeship_runtime
+import tolerances
 from checkpoints import write_checkpoint
 from edgeship import build, catalog
 from edgeship.progress import Silent

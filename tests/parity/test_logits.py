@@ -9,10 +9,10 @@ import gguf
 import numpy as np
 import onnxruntime as ort
 import pytest
-import tolerances
 import torch
 from transformers import AutoModelForCausalLM
 
+import tolerances
 from checkpoints import write_checkpoint
 from exports import FLOAT32, export
 

@@ -1,4 +1,4 @@
-"""An accepted toy artifact, and the command line in this process."""
+"""An accepted toy artifact of each format, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from acceptance_files import write_acceptance
 from command_line import Ended
 from edgeship_runtime import cli
 from toy_artifact import write_toy
+from toy_gguf import needs_llamacpp, write_toy_gguf_artifact
+
+
+@pytest.fixture(scope="session", params=["onnx", pytest.param("gguf", marks=needs_llamacpp)])
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> str:
-    toy = write_toy(tmp_path_factory.mktemp("artifacts") / "toy" / "onnx")
+def artifact(form: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The directory above an artifact of each format in turn, so that both engines pass the same tests."""
+    write = {"onnx": write_toy, "gguf": write_toy_gguf_artifact}[form]
+    toy = write(tmp_path_factory.mktemp("artifacts") / "toy" / form)
     return str(write_acceptance(toy).parent)
 
 

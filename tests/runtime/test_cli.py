@@ -45,7 +45,7 @@ BAD_LINES: list[tuple[list[str], int, str]] = [
     (["run", "{}", "x", "--threads", "0"], 2, "0 threads"),
     (["run", "{}", "x " * 200, "--raw"], 11, "no room for an answer"),
     (["run", "{}/nothing", "x"], 8, "no such directory"),
-    (["run", "{}/onnx/model.onnx", "x"], 8, "found a file"),
+    (["run", "{}/FORM/edgeship.json", "x"], 8, "found a file"),
     (["run", "a\0b", "x"], 8, "a\\x00b: no such directory"),
     (["info"], 2, "ARTIFACT"),
     (["info", "/"], 8, "no artifact here"),
@@ -63,9 +63,9 @@ class TestErrors:
         ("line", "code", "message"), BAD_LINES, ids=[" ".join(line)[:40] for line, _, _ in BAD_LINES]
     )
     def test_one_screen_and_a_code(
-        self, command: Callable[..., Ended], artifact: str, line: list[str], code: int, message: str
+        self, command: Callable[..., Ended], artifact: str, form: str, line: list[str], code: int, message: str
     ) -> None:
-        words = [word.replace("{}", artifact) for word in line]
+        words = [word.replace("{}", artifact).replace("FORM", form) for word in line]
         ended = command(*words)
         assert ended.code == code
         assert ended.out == ""

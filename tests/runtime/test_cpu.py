@@ -74,7 +74,10 @@ def test_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ("files", "name"),
     [
         ({"proc/cpuinfo": "processor\t: 0\nmodel name\t: AMD EPYC\n"}, "AMD EPYC"),
-        ({"proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0", "proc/cpuinfo": ""}, "Raspberry Pi 5 Model B Rev 1.0"),
+        (
+            {"proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0", "proc/cpuinfo": ""},
+            "Raspberry Pi 5 Model B Rev 1.0",
+        ),
         ({"proc/cpuinfo": "Hardware\t: Qualcomm SM8550\n"}, "Qualcomm SM8550"),
     ],
 )

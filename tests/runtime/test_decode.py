@@ -18,7 +18,9 @@ from edgeship_runtime.errors import ArtifactError, UsageError
 from edgeship_runtime.tokens import Tokenizer, read_tokenizer
 
 QWEN = Path(__file__).parents[2].parent / "shared" / "qwen2-tokenizer" / "tokenizer.json"
-TEXTS = st.text(max_size=60) | st.sampled_from(["你好，世界 🙂🙂", "def f(x):\n\treturn x\n", "Grüße  👩‍👩‍👧‍👦 e\u0301", "\ufffd\ufffd a"])
+TEXTS = st.text(max_size=60) | st.sampled_from(
+    ["你好，世界 🙂🙂", "def f(x):\n\treturn x\n", "Grüße  👩‍👩‍👧‍👦 e\u0301", "\ufffd\ufffd a"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,10 @@ def test_window_decoding_looks_at_few_tokens() -> None:
         return "".join(chr(each) for each in ids)
 
     detokenizer = WindowDetokenizer(decode)
-    assert "".join(detokenizer.push(97 + place % 26) for place in range(500)) == "abcdefghijklmnopqrstuvwxyz" * 19 + "abcdef"
+    assert (
+        "".join(detokenizer.push(97 + place % 26) for place in range(500))
+        == "abcdefghijklmnopqrstuvwxyz" * 19 + "abcdef"
+    )
     assert longest <= 10
 
 

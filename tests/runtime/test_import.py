@@ -33,7 +33,9 @@ def test_import_brings_nothing_but_the_standard_library_and_numpy() -> None:
 
 
 def test_load_and_its_modules_import_no_optional_package_until_it_is_used() -> None:
-    program = "import sys, edgeship_runtime; edgeship_runtime.load; edgeship_runtime.GenerationOptions; print(*sys.modules)"
+    program = (
+        "import sys, edgeship_runtime; edgeship_runtime.load; edgeship_runtime.GenerationOptions; print(*sys.modules)"
+    )
     loaded = {name.partition(".")[0] for name in python(program).split()}
     assert not loaded & {"onnxruntime", "tokenizers", "jinja2"}
 

@@ -118,9 +118,9 @@ def test_greedy_is_the_largest_logit_whatever_else_is_set() -> None:
 def test_logits_are_left_as_they_are() -> None:
     scores = logits()
     before = scores.copy()
-    Sampler(options(temperature=1.0, repetition_penalty=1.3, presence_penalty=1, logit_bias={5: 1.0}, top_k=9), 1000).choose(
-        scores
-    )
+    Sampler(
+        options(temperature=1.0, repetition_penalty=1.3, presence_penalty=1, logit_bias={5: 1.0}, top_k=9), 1000
+    ).choose(scores)
     np.testing.assert_array_equal(scores, before)
 
 

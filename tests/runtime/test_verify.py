@@ -75,7 +75,7 @@ class TestPass:
         assert verdict.verdict == "pass"
 
     def test_without_the_engine_nothing_is_imported(self, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(verifying, "engine_module", None)
+        monkeypatch.setattr(verifying, "open_engine", None)
         assert verify(write_acceptance(toy), skip=("agreement",)).verdict == "pass"
 
     def test_unknown_check(self, toy: Toy) -> None:
@@ -100,7 +100,7 @@ def change_chats(change: Callable[[Any], None]) -> Callable[[str, Any], None]:
 
 class TestFail:
     def test_damaged_files_end_it(self, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(verifying, "engine_module", None)  # nothing may be opened
+        monkeypatch.setattr(verifying, "open_engine", None)  # nothing may be opened
         directory = write_acceptance(toy)
         data = bytearray((directory / "model.onnx.data").read_bytes())
         data[1000] ^= 1
@@ -219,9 +219,6 @@ class TestFail:
         class Broken:
             name, length = "broken", 0
 
-            def open_engine(self, *_: object, **__: object) -> Broken:
-                return self
-
             def evaluate(self, tokens: Any) -> Any:
                 self.length += len(tokens)
                 return np.full(320, np.nan, np.float32)
@@ -231,7 +228,7 @@ class TestFail:
 
             def close(self) -> None: ...
 
-        monkeypatch.setattr(verifying, "engine_module", lambda *_: Broken())
+        monkeypatch.setattr(verifying, "open_engine", lambda *_, **__: Broken())
         verdict = verify(write_acceptance(toy))
         assert verdict.verdict == "fail"
         assert all("no numbers" in failure for failure in verdict.failures)

@@ -18,14 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeship_runtime.cpu import usable_cores
+from edgeship_runtime.engines.checks import (
+    check_context,
+    check_ids,
+    check_length,
+    check_room,
+    check_version,
+    choose_threads,
+    foreign_id,
+)
 from edgeship_runtime.errors import (
     ArtifactError,
-    ContextError,
     EdgeshipRuntimeError,
     EngineError,
     ResourceError,
-    UsageError,
     missing_package,
 )
 from edgeship_runtime.manifest import Manifest, ModelFacts, artifact_file
@@ -34,8 +40,8 @@ from edgeship_runtime.strict import Fields, read_json
 CHUNK = 512
 """Tokens of a prompt per run: more gains nothing, fewer read the weights more often."""
 
-CHUNK_ALL = 64
-"""The same where the graph gives logits for all positions: 39 MB of logits at 151,936 ids instead of 311."""
+CHUNK_ALL = 256
+"""The same where the graph gives logits for all positions: 156 MB of logits at 151,936 ids instead of 311."""
 
 _SPIN_US = "200"
 _MAX_CONFIG = 1 << 20
@@ -59,21 +65,14 @@ class _Names:
 def open_engine(directory: Path, manifest: Manifest, *, context: int, threads: int | None) -> OrtEngine:
     """Load the ONNX artifact in `directory` (see `engines.EngineModule`).
 
-    Raises DependencyError without onnxruntime, UsageError for a context or thread number that cannot be,
-    ArtifactError for a graph that does not load or is not the manifest's, ResourceError without memory.
+    Raises DependencyError without onnxruntime or with too old a one, UsageError for a context or thread number that
+    cannot be, ArtifactError for a graph that does not load or is not the manifest's, ResourceError without memory.
     """
     ort = _import_onnxruntime()
+    check_version("onnxruntime", ort.__version__, manifest)
+    check_context(context, manifest)
+    threads = choose_threads(threads, manifest)
     facts = manifest.model
-    if not 1 <= context <= facts.context_length:
-        raise UsageError(
-            f"a context of {context} tokens was asked for; the model was made for 1 to {facts.context_length}",
-            hint=f"leave it out for the default of {facts.default_context}",
-        )
-    if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads were asked for; expected at least 1, or nothing to let edgeship choose")
-    if threads is None:
-        cores = usable_cores()
-        threads = min(manifest.hints.threads or cores, cores)
     model = artifact_file(directory, manifest, manifest.model_file)
     for name in manifest.files:
         if name.startswith(f"{manifest.model_file}."):  # the weights: a cut file would fault while it is mapped
@@ -104,11 +103,13 @@ class OrtEngine:
         self._has_positions = names.position_ids in {each.name for each in session.get_inputs()}
         logits = session.get_outputs()[[each.name for each in session.get_outputs()].index(names.logits)]
         rows = self.chunk if self._all_positions else 1
-        self._logits = _empty((rows, facts.vocab_size), _DTYPES[logits.type])
-        self._result = self._logits[0] if logits.type == "tensor(float)" else np.empty(self.vocab_size, np.float32)
+        self._pages, self._logits = _memory((rows, facts.vocab_size), _DTYPES[logits.type])
+        self._result = np.empty(self.vocab_size, np.float32)
         self._binding = session.io_binding()
-        self._options = ort.RunOptions()
-        self._options.log_severity_level = 4
+        self._one, self._many = ort.RunOptions(), ort.RunOptions()
+        self._one.log_severity_level = self._many.log_severity_level = 4
+        # What a prompt's activations took is given back: hundreds of MB that single tokens do not need.
+        self._many.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._bound = 0
         self._cache = self._bind_cache(facts)
 
@@ -116,7 +117,7 @@ class OrtEngine:
         names, shape = self._names, (1, facts.kv_heads, self.context, facts.head_dim)
         kinds = {each.name: each.type for each in self._session.get_inputs()}
         dtype = _DTYPES[kinds[names.past_key % 0]]
-        cache = _empty((facts.layers, 2, *shape), dtype)  # [layers, key and value, 1, kv_heads, context, head_dim]
+        _, cache = _memory((facts.layers, 2, *shape), dtype)  # [layers, key and value, 1, kv_heads, context, head_dim]
         pairs = ((names.past_key, names.present_key), (names.past_value, names.present_value))
         for layer in range(facts.layers):
             for kind, (past, present) in enumerate(pairs):
@@ -132,45 +133,25 @@ class OrtEngine:
         count = len(tokens)
         if count == 1:  # the path of every generated token
             if not 0 <= tokens[0] < self.vocab_size:
-                raise self._foreign(tokens[0])
+                raise foreign_id(tokens[0], self.vocab_size)
             self._ids[0] = tokens[0]
-            self._check_room(1)
+            check_room(1, self.length, self.context)
             self._run(1)
             return self._last(1)
-        ids = self._checked(tokens)
-        self._check_room(count)
+        # The graph's GatherBlockQuantized would read past its table without a word.
+        ids = check_ids(tokens, self.vocab_size)
+        check_room(count, self.length, self.context)
         size = 0
         for start in range(0, count, self.chunk):
             size = min(self.chunk, count - start)
             self._ids[:size] = ids[start : start + size]
             self._run(size)
-        return self._last(size)
-
-    def _checked(self, tokens: Sequence[int]) -> NDArray[np.int64]:
-        """Ids as an array; the graph's GatherBlockQuantized would read past its table without a word."""
-        if not len(tokens):
-            raise EngineError("no tokens were given to evaluate; expected at least one")
-        try:
-            ids = np.asarray(tokens, dtype=np.int64)
-        except (OverflowError, ValueError, TypeError):
-            raise EngineError("token ids are expected to be whole numbers of 64 bits") from None
-        outside = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
-        if outside.size:
-            raise self._foreign(int(ids[outside[0]]))
-        return ids
-
-    def _foreign(self, token: int) -> EngineError:
-        return EngineError(
-            f"token id {token} is outside the vocabulary of {self.vocab_size} (0 to {self.vocab_size - 1})",
-            hint="tokenizer and model do not belong together, or the ids were made by another tokenizer",
-        )
-
-    def _check_room(self, count: int) -> None:
-        if self.length + count > self.context:
-            raise ContextError(
-                f"{count} tokens do not fit: the context is {self.context} tokens and {self.length} are in use",
-                hint="load the artifact with a larger context, or shorten the conversation",
-            )
+        last = self._last(size)
+        if self._all_positions:  # what the other positions took is given back
+            self._result[:] = last
+            _forget(self._pages)
+            last = self._result
+        return last
 
     def _run(self, count: int) -> None:
         """Run the graph over the first `count` ids and let `length` grow by them."""
@@ -185,13 +166,13 @@ class OrtEngine:
             address = self._positions.ctypes.data + self._positions.itemsize * self.length
             binding.bind_input(names.position_ids, "cpu", 0, np.int64, (1, count), address)
         try:
-            self._session.run_with_iobinding(binding, self._options)
+            self._session.run_with_iobinding(binding, self._one if count == 1 else self._many)
         except Exception as error:  # onnxruntime raises its own types, and RuntimeError
             raise _translated(error, "onnxruntime could not run the model", EngineError) from None
         self.length = total
 
     def _last(self, count: int) -> NDArray[np.float32]:
-        row = self._logits[count - 1 if self._all_positions else 0]
+        row: NDArray[Any] = self._logits[count - 1 if self._all_positions else 0]
         if row.dtype == np.float32:
             return row
         self._result[:] = row
@@ -199,26 +180,27 @@ class OrtEngine:
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens of the KV cache."""
-        if not 0 <= length <= self.length:
-            raise EngineError(f"cannot keep {length} tokens of the KV cache: it holds {self.length}")
+        check_length(length, self.length)
         self.length = length
 
     def close(self) -> None:
         """Free session and buffers; a second call does nothing."""
         self._session = self._binding = None
-        self._cache = self._logits = self._result = np.empty((0, 0), np.float32)
+        self._cache = self._logits = np.empty((0, 0), np.float32)
+        self._pages = mmap.mmap(-1, 1)
         self.length = 0
 
 
 _DTYPES: dict[str, type[np.float32] | type[np.float16]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def _empty(shape: tuple[int, ...], dtype: type[np.float32] | type[np.float16]) -> NDArray[Any]:
-    """Zeros in pages that become resident as they are written.
+def _memory(shape: tuple[int, ...], dtype: type[np.float32] | type[np.float16]) -> tuple[mmap.mmap, NDArray[Any]]:
+    """Zeros in pages that become resident as they are written, and the pages.
 
     numpy asks for huge pages, and a KV cache strided by its context would be resident as a whole after one token.
     """
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    count = int(np.prod(shape))
+    size = count * np.dtype(dtype).itemsize
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     try:
         pages = mmap.mmap(-1, max(size, 1), **private)
@@ -227,10 +209,17 @@ def _empty(shape: tuple[int, ...], dtype: type[np.float32] | type[np.float16]) -
             f"{size / 1e6:.0f} MB for the KV cache or the logits could not be had ({error})",
             hint="load the artifact with a smaller context",
         ) from None
-    if hasattr(pages, "madvise") and hasattr(mmap, "MADV_NOHUGEPAGE"):
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with suppress(OSError):  # a kernel without huge pages refuses the advice it does not need
             pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(pages, dtype, count=int(np.prod(shape))).reshape(shape)
+    return pages, np.frombuffer(pages, dtype, count=count).reshape(shape)
+
+
+def _forget(pages: mmap.mmap) -> None:
+    """Give the memory behind pages back where the system takes it; they stay usable and hold anything."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        with suppress(OSError):
+            pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _import_onnxruntime() -> ModuleType:
@@ -247,6 +236,8 @@ def _open_session(ort: ModuleType, model: Path, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    # Patterns are kept per shape, and every token has another: they are made and never used.
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

@@ -167,5 +167,5 @@ def _ids(where: str, value: Any, vocab_size: int) -> list[int]:
     return values
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return show(" ".join(str(error).split()), 200)

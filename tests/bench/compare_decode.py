@@ -3,13 +3,16 @@
 compare_decode.py FILE.gguf [--bench LLAMA_BENCH] [--threads 2] [--prompt 64] [--tokens 64] [--rounds 4]
 
 Each measurement is a process of its own, and the sides take turns in changing order: what drifts on the machine, drifts
-for all. Prints medians over the rounds and the median of the ratios of a round.
+for all. Prints medians over the rounds and the median of the ratios of a round. On a machine with other work these still
+scatter by a tenth, so the last line is measured closer: in one process, four tokens by our engine in turn with four by
+the loop that llama-bench times (llama_decode and llama_synchronize, random tokens).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -47,6 +50,53 @@ def main() -> None:
             f"{side:<18} prefill {prefill:8.1f} tokens/s, decode {decode:7.2f} tokens/s; "
             f"edgeship-runtime / this: prefill {ratios[0]:.3f}, decode {ratios[1]:.3f}"
         )
+    ratio, ours_speed, loop_speed = in_turns(arguments)
+    print(
+        f"in turns, {TURNS} times {BLOCK} tokens: edgeship-runtime {ours_speed:.2f}, llama-bench's loop {loop_speed:.2f} "
+        f"tokens/s, ratio {ratio:.4f}"
+    )
+
+
+TURNS, BLOCK = 40, 4
+
+
+def in_turns(arguments: argparse.Namespace) -> tuple[float, float, float]:
+    """Median ratio and both median speeds of our engine and llama-bench's loop, on contexts of one loaded model."""
+    import edgeship_runtime
+    from edgeship_runtime.engines.llama_library import library
+    from edgeship_runtime.engines.llamacpp import FLASH_ATTENTION, KV_TYPES, _open_context
+
+    lib, threads = library(), arguments.threads
+    context = arguments.prompt + TURNS * BLOCK + 2 * BLOCK
+    with edgeship_runtime.load(arguments.file, threads=threads, context=context, engine="llamacpp") as model:
+        size = model.engine.vocab_size
+        ids = prompt(size, arguments)
+        opened = _open_context(model.engine.loaded, context, threads, threads, KV_TYPES["f16"], FLASH_ATTENTION["auto"])
+        array = (lib.llama_token * len(ids))(*ids)
+        lib.llama_decode(opened.pointer, lib.llama_batch_get_one(array, len(ids)))
+        lib.llama_synchronize(opened.pointer)
+        answer = model.stream(ids, temperature=0.0, repetition_penalty=1.0, ignore_eos=True)
+        next(answer)
+        draw = random.Random(0)
+
+        def ours() -> float:
+            started, count = time.perf_counter(), 0
+            while count < BLOCK:
+                count += len(next(answer).token_ids)
+            return count / (time.perf_counter() - started)
+
+        def loop() -> float:
+            started = time.perf_counter()
+            for _ in range(BLOCK):
+                array[0] = draw.randrange(size)
+                lib.llama_decode(opened.pointer, lib.llama_batch_get_one(array, 1))
+                lib.llama_synchronize(opened.pointer)
+            return BLOCK / (time.perf_counter() - started)
+
+        pairs = [(ours(), loop()) if turn % 2 else (loop(), ours())[::-1] for turn in range(TURNS)]
+        del opened
+    speeds = [statistics.median(side) for side in zip(*pairs, strict=True)]
+    return statistics.median(a / b for a, b in pairs), speeds[0], speeds[1]
 
 
 def measure(side: str, arguments: argparse.Namespace) -> tuple[float, float]:

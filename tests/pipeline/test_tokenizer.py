@@ -117,7 +117,11 @@ def test_a_tokenizer_that_makes_the_library_panic_is_refused(tmp_path: Path) -> 
     """The Rust library panics on an empty token in a merge, and its PanicException is no Exception."""
     write_checkpoint(tmp_path)
     values = json.loads((tmp_path / "tokenizer.json").read_text())
-    values["model"] |= {"vocab": {"": 0, "a": 1, "b": 2, "ab": 3}, "merges": [["a", "b"]], "continuing_subword_prefix": "abc"}
+    values["model"] |= {
+        "vocab": {"": 0, "a": 1, "b": 2, "ab": 3},
+        "merges": [["a", "b"]],
+        "continuing_subword_prefix": "abc",
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         open_tokenizer(tmp_path / "tokenizer.json", 320)

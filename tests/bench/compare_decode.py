@@ -2,10 +2,10 @@
 
 compare_decode.py FILE.gguf [--bench LLAMA_BENCH] [--threads 2] [--prompt 64] [--tokens 64] [--rounds 4]
 
-Each measurement is a process of its own, and the sides take turns in changing order: what drifts on the machine, drifts
-for all. Prints medians over the rounds and the median of the ratios of a round. On a machine with other work these still
-scatter by a tenth, so the last line is measured closer: in one process, four tokens by our engine in turn with four by
-the loop that llama-bench times (llama_decode and llama_synchronize, random tokens).
+Each measurement is a process of its own, and the sides take turns in changing order: what drifts on the machine,
+drifts for all. Prints medians over the rounds and the median of the ratios of a round. On a machine with other work
+these still scatter by a tenth, so the last line is measured closer: in one process, four tokens by our engine in turn
+with four by the loop that llama-bench times (llama_decode and llama_synchronize, random tokens).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def main() -> None:
         )
     ratio, ours_speed, loop_speed = in_turns(arguments)
     print(
-        f"in turns, {TURNS} times {BLOCK} tokens: edgeship-runtime {ours_speed:.2f}, llama-bench's loop {loop_speed:.2f} "
-        f"tokens/s, ratio {ratio:.4f}"
+        f"in turns, {TURNS} times {BLOCK} tokens: edgeship-runtime {ours_speed:.2f} tokens/s, llama-bench's loop "
+        f"{loop_speed:.2f}, ratio {ratio:.4f}"
     )
 
 
@@ -94,7 +94,6 @@ def in_turns(arguments: argparse.Namespace) -> tuple[float, float, float]:
             return BLOCK / (time.perf_counter() - started)
 
         pairs = [(ours(), loop()) if turn % 2 else (loop(), ours())[::-1] for turn in range(TURNS)]
-        del opened
     speeds = [statistics.median(side) for side in zip(*pairs, strict=True)]
     return statistics.median(a / b for a, b in pairs), speeds[0], speeds[1]
 

@@ -207,6 +207,18 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: _M.with_key("tokenizer.ggml.tokens", ARRAY, (STRING, [*_TOKENS[:-1], "x"])).bytes(),
         "no token for byte 0xff",
     ),
+    "a byte that is none": (
+        lambda: _M.with_key("tokenizer.ggml.token_type", ARRAY, (INT32, [6, 3, 3, *[6] * 256])).bytes(),
+        "is no byte of such a vocabulary",
+    ),
+    "bytes where there can be none": (
+        lambda: _M.with_key("tokenizer.ggml.model", STRING, "bert").bytes(),
+        "is no byte of such a vocabulary",
+    ),
+    "a token to add that there is not": (
+        lambda: _M.with_key("tokenizer.ggml.add_sep_token", BOOL, 1).bytes(),
+        "there is no such token to add",
+    ),
     "tokens that are numbers": (
         lambda: _M.with_key("tokenizer.ggml.tokens", ARRAY, (UINT32, [1, 2])).bytes(),
         "expected 1 to",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +22,10 @@ MAX_LAYERS, MAX_EXPERTS = 512, 1024
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _EQUAL_HEADS = ("llama", "qwen2", "qwen3")
 """Architectures whose graph asserts keys and values of one length, rotated whole; edgeship writes these."""
+
+_BYTE = 6  # the type of a token that stands for one byte
+_WITHOUT_BYTES = ("bert", "rwkv")
+_USUAL_IDS = 11  # the largest that llama.cpp takes for bos and eos where a file names none
 
 
 def read_model(path: Path) -> tuple[Header, ...]:
@@ -113,7 +118,29 @@ def _check_vocabulary(header: Header) -> None:
     if len(known) != len(texts):
         twice, _ = Counter(texts).most_common(1)[0]
         raise header.error(f"tokenizer.ggml.tokens: {show(twice.decode('utf-8', 'replace'))} is there twice")
-    if header.text("tokenizer.ggml.model") == "llama":
+    model = header.text("tokenizer.ggml.model")
+    if model == "llama":
         lost = [byte for byte in range(256) if b"<0x%02X>" % byte not in known and bytes([byte]) not in known]
         if lost:
             raise header.error(f"tokenizer.ggml.tokens: no token for byte {lost[0]:#04x}, which every text may need")
+    if model == "rwkv" and not known & {b"\\n", b"\\x0a", b"\n"}:
+        raise header.error("tokenizer.ggml.tokens: no token for a line break, which llama.cpp looks up")
+    _check_bytes(header, model, texts)
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("sep", "seperator")):  # as llama.cpp spells it
+        token = header.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        given = type(token) is int and 0 <= token < len(texts)
+        usual = model in ("llama", "gpt2") and name != "sep" and len(texts) > _USUAL_IDS
+        if header.metadata.get(f"tokenizer.ggml.add_{name}_token") is True and not (given or usual):
+            raise header.error(f"tokenizer.ggml.add_{name}_token: there is no such token to add")
+
+
+def _check_bytes(header: Header, model: str, texts: Sequence[bytes]) -> None:
+    """Tokens that stand for a byte say which in their text."""
+    types = header.metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(types, Array) or types.type != "int32" or types.count < len(texts):
+        return  # llama.cpp says so itself
+    kinds = header.numbers(types)
+    for token, text in enumerate(texts) if _BYTE in kinds else ():
+        if kinds[token] == _BYTE and (model in _WITHOUT_BYTES or not re.fullmatch(rb"<0x[0-9A-Fa-f]{2}>", text)):
+            said = show(text.decode("utf-8", "replace"))
+            raise header.error(f"tokenizer.ggml.token_type: token {token}, {said}, is no byte of such a vocabulary")

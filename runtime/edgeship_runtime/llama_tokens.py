@@ -47,11 +47,15 @@ class LlamaTokenizer:
             ) from None
         if len(raw) > _MAX_TEXT:
             raise UsageError("the text cannot be turned into tokens: it has more than 2 GB")
-        size = len(raw) + 8  # a byte is a token at most, and a few are put around
-        ids = (self._lib.llama_token * size)()
+        size = len(raw) + 8  # mostly a byte is a token at most, and a few are put around
         with self._model as model:
-            count = self._lib.llama_tokenize(model.vocabulary, raw, len(raw), ids, size, special, True)
-        if count < 0:
+            while True:
+                ids = (self._lib.llama_token * size)()
+                count = self._lib.llama_tokenize(model.vocabulary, raw, len(raw), ids, size, special, True)
+                if count >= 0 or -count <= size:
+                    break
+                size = -count  # a space that has no token of its own takes three
+        if count < 0 or count > _MAX_TEXT:
             raise UsageError("the text cannot be turned into tokens: llama.cpp refuses it")
         return list(ids[:count])
 

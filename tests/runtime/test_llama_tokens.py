@@ -112,6 +112,14 @@ class TestSentencePiece:
             tokenizer = LlamaTokenizer(loaded)
             assert tokenizer.decode(tokenizer.encode(" a")) == " a"
 
+    def test_a_space_may_take_three_tokens(self, tmp_path: Path) -> None:
+        (tmp_path / "bytes.gguf").write_bytes(model().bytes())
+        with closing(LoadedModel(tmp_path / "bytes.gguf", vocabulary_only=True)) as loaded:
+            tokenizer = LlamaTokenizer(loaded)
+            text = "a b " * 50
+            assert len(tokenizer.encode(text)) == 2 * 50 + (2 * 50 + 1) * 3, "one is put before the text"
+            assert tokenizer.decode(tokenizer.encode(text)).replace("\u2581", " ").lstrip() == text
+
     def test_long_tokens(self, tmp_path: Path) -> None:
         source = model()
         _, (_, tokens) = source.keys["tokenizer.ggml.tokens"]

@@ -24,7 +24,8 @@ from typing import Any
 
 from edgeship_runtime.errors import ArtifactError, EdgeshipRuntimeError, EngineError, ResourceError, missing_package
 
-_ERROR_LEVEL, _CONTINUED = 4, 5  # ggml_log_level
+_ERROR_LEVEL = 4  # ggml_log_level
+_MAX_ERRORS = 20  # the first says it; the rest follow from it
 _ERROR_LINES = 400  # characters of a message that fit one screen
 _NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE: asking it for tokens aborts the process
 _NEEDED = (
@@ -95,8 +96,8 @@ def _short_spin() -> Iterator[None]:
 
 @cache  # llama.cpp keeps the pointer, so the object must stay
 def _listener(module: ModuleType) -> Any:
-    def listen(level: int, text: bytes, _: object) -> None:
-        if level == _ERROR_LEVEL:
+    def listen(level: int, text: bytes | None, _: object) -> None:
+        if level == _ERROR_LEVEL and text and len(errors()) < _MAX_ERRORS:
             errors().append(text.decode("utf-8", "replace"))
 
     return module.llama_log_callback(listen)

@@ -145,7 +145,7 @@ def _check_model(loaded: LoadedModel, manifest: Manifest) -> None:
             "hidden size": (lib.llama_model_n_embd(model), facts.hidden_size),
         }
     wrong = [f"{name} {there}, expected {said}" for name, (there, said) in found.items() if there != said]
-    if wrong:
+    if wrong and manifest.sealed:
         raise ArtifactError(
             f"{loaded.path}: the file is not the one that the artifact describes: {'; '.join(wrong)}",
             hint="export the artifact again",
@@ -293,8 +293,8 @@ class LlamaEngine:
         del self._held[keep:]
         if keep and not lib.llama_memory_seq_rm(self._memory, 0, keep, -1):
             # The state of a recurrent model cannot be wound back: it is built anew.
-            lib.llama_memory_clear(self._memory, False)
             ids, self._held, self.length = np.array(self._held, np.int64), [], 0
+            lib.llama_memory_clear(self._memory, False)
             self._run_all(ids)
         elif not keep:
             lib.llama_memory_clear(self._memory, False)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeship.errors import PlanError
-from edgeship.memory import BYTES_PER_ELEMENT, CHUNK_ELEMENTS, RESERVED, divide, peak_rss
+from edgeship.memory import BYTES_PER_ELEMENT, CHUNK_ELEMENTS, RESERVED, divide
 from edgeship.sizes import parse_size
 
 
@@ -43,6 +43,6 @@ def test_more_memory_does_not_make_chunks_grow_without_end() -> None:
 
 def test_peak_is_that_of_this_process() -> None:
     """In a process of its own: this one may have held more before, and a peak does not fall."""
-    grow = "from edgeship.memory import peak_rss; before = peak_rss(); held = b'x' * (64 << 20); print(peak_rss() - before)"
+    grow = "from edgeship.memory import peak_rss; a = peak_rss(); held = b'x' * (64 << 20); print(peak_rss() - a)"
     done = subprocess.run([sys.executable, "-c", grow], capture_output=True, text=True, check=True)
     assert (60 << 20) <= int(done.stdout) <= (80 << 20)

@@ -198,6 +198,9 @@ def _report(error: EdgeshipError, as_json: bool) -> int:
 
 def main() -> None:
     """The entry point `edgeship`."""
+    # The stream and the reference pass bring their own threads; those that numpy's OpenBLAS starts spin before they
+    # sleep, 0.3 CPU seconds at each start.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(run(sys.argv[1:]))
 
 

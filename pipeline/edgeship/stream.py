@@ -16,6 +16,7 @@ from edgeship.encodings import Encoding
 from edgeship.errors import CheckpointError
 from edgeship.memory import Budget
 from edgeship.quant import ggml, rtn
+from edgeship.scratch import Scratch
 from edgeship.tensors import EncodedRows, LazyTensor, QuantizedRows, Raw, widen
 
 Stored = QuantizedRows | EncodedRows | NDArray[np.float32]
@@ -55,13 +56,13 @@ def stream(jobs: Sequence[Job], budget: Budget) -> Generator[Step, None, None]:
     """
     chunks = _Chunks(jobs, budget.chunk)
     steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
-    stop = threading.Event()
+    stop, scratch = threading.Event(), Scratch()
 
     def work() -> None:
         try:
             while not stop.is_set() and (chunk := chunks.take()) is not None:
                 job, a, b = chunk
-                rows = _encode(job, job.tensor.raw(a, b))
+                rows = _encode(job, job.tensor.raw(a, b), scratch)
                 for sink in job.sinks:
                     sink.put(job.key, a, rows)
                 steps.put(Step(job, job.tensor.nbytes * (b - a) // job.tensor.shape[0], chunks.finish(job)))
@@ -116,10 +117,10 @@ class _Chunks:
             return self._missing[job.key] == 0
 
 
-def _encode(job: Job, raw: Raw) -> Stored:
+def _encode(job: Job, raw: Raw, scratch: Scratch) -> Stored:
     encoding, what = job.encoding, f"{job.tensor.source}: tensor {job.tensor.name}"
     if encoding.on_grid and (job.importance is None or encoding.bits != 4):  # ggml's Q8_0 takes no importance
-        rows = rtn.quantize(raw, encoding.bits, encoding.group)
+        rows = rtn.quantize(raw, encoding.bits, encoding.group, scratch)
         _check_finite(job, rows.scales)
         return rows
     values = widen(raw)

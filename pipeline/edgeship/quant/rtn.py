@@ -6,44 +6,67 @@ the group's largest element, so that element sits at code 0, the one code withou
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeship.tensors import QuantizedRows, Raw, widen
+from edgeship.scratch import Scratch
+from edgeship.tensors import QuantizedRows, Raw
 
 Floats = NDArray[np.float32]
+Codes = NDArray[np.uint8]
 
 
-def quantize(raw: Raw, bits: int, group: int) -> QuantizedRows:
-    """Stored rows `[rows, columns]` on the grid of `bits` (4 or 8) and `group`, which must divide the columns."""
+def quantize(raw: Raw, bits: int, group: int, scratch: Scratch | None = None) -> QuantizedRows:
+    """Stored rows `[rows, columns]` on the grid of `bits` (4 or 8) and `group`, which must divide the columns.
+
+    With `scratch`, codes and scales lie in its memory: they are valid until the thread's next call.
+    """
+    scratch = scratch or Scratch()
     rows, columns = raw.shape
-    # One transposing copy in the (narrow) storage dtype; every step after it runs along long contiguous lines.
-    by_position = np.array(raw.reshape(rows * columns // group, group).T, order="C")
-    values = widen(cast(Raw, by_position))
+    values = _by_position(raw.reshape(rows * columns // group, group), scratch)
+    codes = scratch.take("codes", values.shape, np.uint8)
     with np.errstate(invalid="ignore"):  # a NaN or infinity ends in its group's scale, where the caller looks for it
-        codes, scales = (_int4 if bits == 4 else _int8)(values)
+        scales = _int4(values, codes) if bits == 4 else _int8(values, codes)
     return QuantizedRows(bits, rows, codes, scales)
 
 
-def _int4(x: Floats) -> tuple[NDArray[np.uint8], Floats]:
+def _by_position(groups: Raw, scratch: Scratch) -> Floats:
+    """Stored groups `[groups, group]` transposed and widened to float32: every later step runs along long lines."""
+    count, size = groups.shape
+    out = scratch.take("values", (size, count), np.float32)
+    if groups.dtype == np.uint16 and size % 2 == 0 and groups.flags.c_contiguous:
+        # A bfloat16 is the upper half of a float32, so two neighbours are moved as one number: half as many to move.
+        pairs = scratch.take("pairs", (size // 2, count), np.uint32)
+        np.copyto(pairs, groups.view("<u4").T)
+        bits = out.view(np.uint32)
+        np.left_shift(pairs, 16, out=bits[0::2])
+        np.bitwise_and(pairs, np.uint32(0xFFFF0000), out=bits[1::2])
+    elif groups.dtype == np.uint16:
+        np.left_shift(groups.T, 16, out=out.view(np.uint32), dtype=np.uint32)
+    else:
+        np.copyto(out, groups.T)
+    return out
+
+
+def _int4(x: Floats, codes: Codes) -> Floats:
     extreme = _signed_extreme(x)
     exact = extreme / np.float32(-8)
     # The codes come from the scale before it is rounded to float16, as in ggml.
     np.multiply(x, _reciprocal(exact), out=x)
     np.add(x, np.float32(8.5), out=x)
-    np.minimum(x, np.float32(15), out=x)
-    return x.astype(np.uint8), _as_float16(exact)
+    np.copyto(codes, x, casting="unsafe")
+    # The bound as a line of its own: with a single number numpy does not vectorize the minimum.
+    np.minimum(codes, np.full(codes.shape[1], 15, np.uint8), out=codes)
+    return _as_float16(exact)
 
 
-def _int8(x: Floats) -> tuple[NDArray[np.uint8], Floats]:
+def _int8(x: Floats, codes: Codes) -> Floats:
     largest = np.maximum(x.max(axis=0), -x.min(axis=0)) + np.float32(0)  # no -0.0, which C's fabsf never gives
     exact = largest / np.float32(127)
     np.multiply(x, _reciprocal(exact), out=x)
-    codes = _round_half_away(x).astype(np.int8).view(np.uint8)
+    np.copyto(codes.view(np.int8), _round_half_away(x), casting="unsafe")
     np.bitwise_xor(codes, 128, out=codes)  # two's complement to offset 128
-    return codes, _as_float16(exact)
+    return _as_float16(exact)
 
 
 def _signed_extreme(x: Floats) -> Floats:

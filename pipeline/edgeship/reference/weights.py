@@ -7,17 +7,17 @@ MatMulNBits): what it hands to the pass are the numbers the artifact holds, not 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeship.encodings import Encoding
 from edgeship.errors import ArtifactError
+from edgeship.scratch import Scratch
 from edgeship.tensors import LazyTensor
 
 Floats = NDArray[np.float32]
@@ -82,7 +82,7 @@ class StoredWeights:
         """`places` by role key; a tied head stored apart from the embedding is under "head.weight"."""
         self._path, self._places = path, places
         self._file = os.open(path, os.O_RDONLY)
-        self._scratch = threading.local()
+        self._scratch = Scratch()
 
     def __enter__(self) -> Self:
         return self
@@ -99,14 +99,14 @@ class StoredWeights:
         place = _of(self._places, key)
         if not 0 <= a <= b <= place.rows:
             raise ValueError(f"{key}: rows [{a}, {b}) of {place.rows}")
-        stored = self._buffer("stored", (b - a) * place.row_bytes, np.uint8)
+        stored = self._scratch.take("stored", (b - a) * place.row_bytes, np.uint8)
         self._read(stored, place.offset + a * place.row_bytes)
         if not place.encoding.quantized:
             as_stored = stored.view(np.float16 if place.encoding.bits == 16 else np.float32)
             return as_stored.astype(np.float32, copy=False).reshape(b - a, place.columns)
-        scales = self._buffer("scales", (b - a) * place.scale_row_bytes // 4, np.float32)
+        scales = self._scratch.take("scales", (b - a) * place.scale_row_bytes // 4, np.float32)
         self._read(scales.view(np.uint8), place.scale_offset + a * place.scale_row_bytes)
-        values = self._buffer("values", (b - a) * place.columns, np.float32)
+        values = self._scratch.take("values", (b - a) * place.columns, np.float32)
         codes = stored if place.encoding.bits == 8 else self._nibbles(stored)
         # Offset codes to two's complement: one pass over bytes instead of one over floats.
         np.subtract(codes, np.uint8(place.encoding.zero), out=codes)
@@ -123,20 +123,15 @@ class StoredWeights:
 
     def _nibbles(self, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Two codes of a byte as two bytes, low half first; in 16-bit lanes, so that no step scatters."""
-        pairs, high = self._buffer("pairs", packed.size, np.uint16), self._buffer("high", packed.size, np.uint16)
+        pairs, high = (
+            self._scratch.take("pairs", packed.size, np.uint16),
+            self._scratch.take("high", packed.size, np.uint16),
+        )
         np.copyto(pairs, packed)
         np.left_shift(pairs, 4, out=high)
         np.bitwise_or(pairs, high, out=pairs)
         np.bitwise_and(pairs, np.uint16(0x0F0F), out=pairs)
         return pairs.view(np.uint8)
-
-    def _buffer(self, name: str, size: int, dtype: type[Any]) -> NDArray[Any]:
-        """A piece of this thread's memory: fresh pages for every chunk cost more than the arithmetic on them."""
-        kept: NDArray[Any] | None = getattr(self._scratch, name, None)
-        if kept is None or kept.size < size:
-            kept = np.empty(size, dtype)
-            setattr(self._scratch, name, kept)
-        return kept[:size]
 
     def _read(self, into: NDArray[np.uint8], offset: int) -> None:
         view, done = into.data, 0

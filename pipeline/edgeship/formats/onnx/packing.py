@@ -7,6 +7,8 @@ Without a zero-point input the zero is 2**(bits - 1), the grid's own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,10 +19,19 @@ def pack(rows: QuantizedRows) -> NDArray[np.uint8]:
     """The codes of quantized rows as bytes, `[rows * groups, group * bits / 8]`."""
     codes = rows.codes
     if rows.bits == 4:
-        packed = np.left_shift(codes[1::2], 4)
-        np.bitwise_or(packed, codes[0::2], out=packed)
-        codes = packed
-    return np.ascontiguousarray(codes.T)
+        codes = _join(codes, np.uint8, 16)
+    # Bytes are joined while they lie in long lines: four times fewer numbers to move into their groups.
+    if len(codes) % 4 == 0:
+        codes = _join(_join(codes, np.uint16, 1 << 8), np.uint32, 1 << 16)
+    return np.ascontiguousarray(codes.T).view(np.uint8)
+
+
+def _join(lines: NDArray[Any], dtype: type[Any], factor: int) -> NDArray[Any]:
+    """Every second line times `factor` plus the line before it, `[lines / 2, groups]` of `dtype`."""
+    # A product, since numpy does not vectorize shifts of bytes.
+    joined: NDArray[Any] = np.multiply(lines[1::2], dtype(factor), dtype=dtype)
+    joined += lines[0::2]
+    return joined
 
 
 def unpack(packed: NDArray[np.uint8], scales: NDArray[np.float32], bits: int) -> QuantizedRows:

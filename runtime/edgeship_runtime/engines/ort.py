@@ -43,7 +43,6 @@ CHUNK = 512
 CHUNK_ALL = 256
 """The same where the graph gives logits for all positions: 156 MB of logits at 151,936 ids instead of 311."""
 
-_SPIN_US = "200"
 _MAX_CONFIG = 1 << 20
 _ERROR_LINES = 400  # characters of an engine's message that fit one screen
 
@@ -238,7 +237,6 @@ def _open_session(ort: ModuleType, model: Path, threads: int) -> Any:
     options.log_severity_level = 4
     # Patterns are kept per shape, and every token has another: they are made and never used.
     options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, and RuntimeError

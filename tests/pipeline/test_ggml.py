@@ -55,6 +55,18 @@ def test_numbers_and_sizes_are_those_of_the_gguf_package() -> None:
 
 
 @needs_ggml
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"F32", "F16", "BF16", "Q1_0"}))  # the gguf package has no Q1_0
+def test_the_way_back_gives_the_bits_of_the_numpy_port(kind: str) -> None:
+    data, out = quantize(weights(), kind, importance()), np.empty((48, 512), np.float32)
+    dequantize = ggml.dequantizer(kind)
+    assert dequantize is not None
+    dequantize(data, out)
+    np.testing.assert_array_equal(out, dequantized(data, kind))
+    with pytest.raises(ValueError, match="do not make"):
+        dequantize(data, out[:-1])
+
+
+@needs_ggml
 @pytest.mark.parametrize("kind", IN_NUMPY)
 @pytest.mark.parametrize("scale", [0.02, 1.0, 1e-3, 300.0])
 def test_bytes_equal_the_numpy_port(kind: str, scale: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -111,6 +112,28 @@ def quantize(rows: Floats, kind: str, importance: Floats | None = None, *, what:
             hint=f"check the checkpoint{' and the importance matrix' if guided else ''}, or choose another type",
         )
     return out
+
+
+@cache
+def dequantizer(kind: str) -> Callable[[Bytes, Floats], None] | None:
+    """ggml's own way back for one type: rows uint8 `[n, row bytes]` into float32 `[n, k]`; None where it has none.
+
+    Also None without llama-cpp-python. The function is safe in several threads at once, which run in parallel.
+    """
+    name = f"dequantize_row_{kind[:-1].lower()}{kind[-1]}" if kind.endswith("_K") else f"dequantize_row_{kind.lower()}"
+    try:
+        convert = getattr(library(), name)
+    except (DependencyError, AttributeError):
+        return None
+    convert.restype, convert.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    elements, nbytes = _SIZES[kind]
+
+    def dequantize(rows: Bytes, out: Floats) -> None:
+        if rows.nbytes // nbytes * elements != out.size or not (rows.flags.c_contiguous and out.flags.c_contiguous):
+            raise ValueError(f"{kind}: {rows.nbytes} bytes do not make {out.size} numbers")
+        convert(rows.ctypes.data, out.ctypes.data, out.size)
+
+    return dequantize
 
 
 def quantize_to_grid(rows: Floats, importance: Floats, *, what: str = "the rows") -> QuantizedRows:

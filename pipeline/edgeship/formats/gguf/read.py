@@ -1,4 +1,8 @@
-"""The numbers a GGUF file holds, row by row, for the reference pass."""
+"""The numbers a GGUF file holds, row by row, for the reference pass.
+
+ggml's own code turns blocks into numbers where llama-cpp-python brings it, the `gguf` package's (several times slower,
+the same numbers) elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,19 @@ from numpy.typing import NDArray
 
 from edgeship.errors import ArtifactError
 from edgeship.formats.gguf.layout import Layout, Place
+from edgeship.quant import ggml
+from edgeship.scratch import Scratch
 
 Floats = NDArray[np.float32]
 
 
 class GgufWeights:
-    """The weights of a file this package laid out, dequantized by the `gguf` package; use it as a context manager."""
+    """The weights of a file this package laid out; use it as a context manager."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self._path, self._layout = path, layout
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._scratch = Scratch()
 
     def __enter__(self) -> Self:
         return self
@@ -31,7 +38,7 @@ class GgufWeights:
         os.close(self._fd)
 
     def weights(self, key: str, a: int, b: int) -> Floats:
-        """Rows [a, b) in the checkpoint's order, float32 [b - a, columns]."""
+        """Rows [a, b) in the checkpoint's order, float32 [b - a, columns], valid until the thread's next call."""
         places = self._layout.by_key
         place = places.get(key) or places["embed.weight"]  # a tied head is the embedding
         targets = place.targets(a, b)
@@ -39,8 +46,12 @@ class GgufWeights:
         stored = self._read(place, first, end)
         if place.heads:  # rows of a head are interleaved in the file
             stored = stored[targets - first]
-        values: Floats = dequantize(stored, place.kind)
-        return values.reshape(b - a, place.columns)
+        convert = ggml.dequantizer(place.kind.name) if place.encoding.quantized else None
+        if convert is None:
+            return dequantize(stored, place.kind).reshape(b - a, place.columns)
+        values: Floats = self._scratch.take("values", (b - a, place.columns), np.float32)
+        convert(stored, values)
+        return values
 
     def vector(self, key: str) -> Floats:
         """A norm's gain or a bias, float32 [n]."""
@@ -49,11 +60,11 @@ class GgufWeights:
         return values[place.targets(0, place.rows)]
 
     def _read(self, place: Place, first: int, end: int) -> NDArray[np.uint8]:
-        size = (end - first) * place.row_bytes
-        blob = os.pread(self._fd, size, place.offset + first * place.row_bytes)
-        if len(blob) != size:
+        stored: NDArray[np.uint8] = self._scratch.take("stored", (end - first, place.row_bytes), np.uint8)
+        count = os.preadv(self._fd, [stored.data], place.offset + first * place.row_bytes)
+        if count != stored.nbytes:
             raise ArtifactError(
-                f"{self._path}: {place.name} ends early: expected {size} bytes, found {len(blob)}.",
+                f"{self._path}: {place.name} ends early: expected {stored.nbytes} bytes, found {count}.",
                 hint="something else changed the file: export again",
             )
-        return np.frombuffer(blob, np.uint8).reshape(end - first, place.row_bytes)
+        return stored

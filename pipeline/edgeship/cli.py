@@ -89,6 +89,12 @@ def export(
     ] = None,
     max_ram: Annotated[str, typer.Option(metavar="SIZE", help="Memory the export stays under.")] = "600MB",
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
+    lm_studio: Annotated[
+        Path | None,
+        typer.Option(
+            "--lm-studio", metavar="DIR", help="Also place the GGUF file in LM Studio's models, ~/.lmstudio/models."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make the artifact OUT/NAME/ of a recipe, a directory per format.
@@ -103,6 +109,9 @@ def export(
     memory = parse_size(max_ram, "--max-ram")
     recipe = catalog.find(name)
     chosen = chosen_formats(recipe, formats or ())
+    if lm_studio and "gguf" not in chosen:
+        hint = "leave --lm-studio out, or choose a recipe with formats: [gguf]"
+        raise UsageError(f"--lm-studio: expected a GGUF file to place, found formats {', '.join(chosen)}.", hint=hint)
     from edgeship import build  # after what is cheap to refuse: it brings onnx
 
     report = build.export(
@@ -114,8 +123,14 @@ def export(
         force=force,
         progress=progress_for(quiet=as_json),
     )
+    placed = None
+    if lm_studio:
+        from edgeship.formats.gguf import lmstudio
+
+        file = next((report.artifact / "gguf").glob("*.gguf"))
+        placed = lmstudio.place(file, lm_studio, recipe.source.repo)
     if as_json:
-        _print_json(report.to_json())
+        _print_json(report.to_json() | ({"lm_studio": str(placed)} if placed else {}))
         return
     rows = [
         ("artifact", str(report.artifact)),
@@ -124,7 +139,31 @@ def export(
         ("source revision", report.source_revision),
         ("run it", f'edgeship-runtime run {report.artifact} "Hello"'),
     ]
+    if placed:
+        rows.append(("LM Studio", str(placed)))
     show.show([show.Table("", (), rows)])
+
+
+@app.command(epilog="Example: edgeship diff artifacts/tiny-int4")
+def diff(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact with onnx/ and gguf/ in it.")],
+    as_json: Json = False,
+) -> None:
+    """Compare the weights of an artifact's two formats, number by number. Exits with 8 where they differ."""
+    from edgeship import show
+    from edgeship.diff import diff as compare
+    from edgeship.progress import progress_for
+
+    found = compare(artifact, progress_for(quiet=as_json))
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        rows = [(t.name, str(t.values), str(t.different), f"{t.largest:.3g}") for t in found.different]
+        table = show.Table("", ("tensor", ">values", ">different", ">largest difference"), rows)
+        counts = f"{found.tensors} tensors and {found.values:,} values compared, {len(rows)} tensors differ"
+        show.show([*([table] if rows else []), counts])
+    if found.different:
+        raise typer.Exit(ArtifactError.exit_code)
 
 
 @app.command(epilog="Example: edgeship schema --out recipe.schema.json")

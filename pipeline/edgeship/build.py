@@ -123,7 +123,8 @@ def _prepare(
     required = [t.role.key for t in plan.needing_importance]
     importance = read_importance(Path(recipe.imatrix), plan.decoder, required) if recipe.imatrix else {}
     tensors = account(source, plan.decoder.roles())
-    budget = divide(max_ram, max(t.nbytes // (2 * t.shape[0]) for t in tensors.values()), heavy=searched)
+    widest = max(t.nbytes // (2 * t.shape[0]) for t in tensors.values())
+    budget = divide(max_ram, widest, formats=len(formats), heavy=searched)
     text = open_text(source, plan)
     forms = [draw_up(name, plan, text, source.revision) for name in formats]
     return _Work(plan, source, tensors, importance, text, forms, budget)

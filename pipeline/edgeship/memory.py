@@ -14,7 +14,7 @@ BYTES_PER_ELEMENT = 24
 CHUNK_ELEMENTS = 1 << 20  # measured: half as many take locks (GIL, inode) twice as often, twice as many miss the cache
 SMALLEST_CHUNK = 1 << 16
 MOST_WORKERS = 16
-LIGHT_WORKERS = 2  # measured: rounding 1.5B to int4 takes as long with four, for a quarter more CPU seconds
+LIGHT_WORKERS = 2  # a format; measured: rounding 1.5B to int4 takes one as long with four, for a quarter more CPU
 # What the interpreter and the packages hold before the first tensor, and what sealing (tokenizer, golden pass) adds.
 RESERVED = 330 << 20
 
@@ -37,15 +37,16 @@ class Budget:
     chunk: int
 
 
-def divide(max_ram: int, widest_row: int, *, heavy: bool = False) -> Budget:
+def divide(max_ram: int, widest_row: int, *, formats: int = 1, heavy: bool = False) -> Budget:
     """Workers and chunk size that keep the export under `max_ram` bytes; PlanError where nothing does.
 
     `widest_row` is the number of elements in the longest row of the checkpoint: no chunk is smaller than a row.
+    Each of the `formats` packs, writes and hashes a file of its own.
     `heavy` work (ggml's searching quantizers) keeps every core busy; the rest waits for memory and disk instead.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     smallest = max(SMALLEST_CHUNK, widest_row)
-    for workers in range(min(cores, MOST_WORKERS if heavy else LIGHT_WORKERS), 0, -1):
+    for workers in range(min(cores, MOST_WORKERS if heavy else LIGHT_WORKERS * formats), 0, -1):
         chunk = (max_ram - RESERVED) // (workers * BYTES_PER_ELEMENT)
         if chunk >= smallest:
             return Budget(workers, max(smallest, min(CHUNK_ELEMENTS, chunk)))

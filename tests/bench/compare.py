@@ -135,7 +135,24 @@ def compare_runtimes(arguments: argparse.Namespace, artifact: Path) -> dict[str,
             "ratio (above 1 is better)", **report["ratio"]
         )
     )
+    report["in turns"] = {k: median([t[k] for t in turns(artifact, arguments)]) for k in ("ours", "theirs", "ratio")}
+    print(
+        "decode in turns, in one process: {ours:.2f} and {theirs:.2f} tokens/s, ratio {ratio:.3f}".format(
+            **report["in turns"]
+        )
+    )
     return report
+
+
+def turns(artifact: Path, arguments: argparse.Namespace) -> list[dict[str, float]]:
+    """Decode speeds where both take turns, each side loaded first as often as the other."""
+    return [
+        json.loads(
+            measure([sys.executable, str(HERE / "turns.py"), str(artifact), str(arguments.threads), side]).output
+        )
+        for _ in range(arguments.pairs)
+        for side in ("ours", "theirs")
+    ]
 
 
 def warm_page_cache(checkpoint: Path) -> None:

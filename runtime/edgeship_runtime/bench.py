@@ -11,6 +11,8 @@ from typing import Any
 
 from edgeship_runtime import __version__
 from edgeship_runtime.answer import Stats
+from edgeship_runtime.board import kernels
+from edgeship_runtime.console import safe
 from edgeship_runtime.cpu import cpu_name, load_average, peak_rss_mb
 from edgeship_runtime.engines import formats
 from edgeship_runtime.errors import UsageError
@@ -26,6 +28,7 @@ class BenchReport:
 
     artifact: str
     engine: str
+    kernels: str
     threads: int
     context: int
     prompt_tokens: int
@@ -54,6 +57,7 @@ class BenchReport:
         rows = [
             ("artifact", self.artifact),
             ("engine", f"{self.engine}, {self.threads} {'thread' if self.threads == 1 else 'threads'}"),
+            ("kernels", self.kernels),
             ("machine", f"{self.cpu}, {self.system}, load {'unknown' if load is None else load}"),
             ("context", f"{self.context} tokens"),
             ("load", f"{self.load_s:.2f} s"),
@@ -108,6 +112,7 @@ def measure(
         return BenchReport(
             artifact=model.manifest.name,
             engine=model.engine.name,
+            kernels=kernels(model.engine.name),
             threads=model.engine.threads,
             context=model.engine.context,
             prompt_tokens=prompt_tokens,
@@ -118,7 +123,7 @@ def measure(
             prefill_tokens_per_s=_median([run.prefill_tokens_per_s for run in runs], 1),
             decode_tokens_per_s=_median([run.decode_tokens_per_s for run in runs], 1),
             peak_rss_mb=peak_rss_mb(),
-            cpu=cpu_name(),
+            cpu=safe(cpu_name()),
             load_average=before,
             system=f"{platform.system()} {platform.machine()}",
             python=platform.python_version(),

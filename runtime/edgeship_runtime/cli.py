@@ -26,8 +26,8 @@ _EPILOG = """example:
   edgeship-runtime run artifacts/tiny-int4 "What is the opposite of hot?"
 
 exit codes: 0 done, 2 usage, 8 artifact, 9 disk or memory, 10 a package is missing, 11 context full,
-12 engine, 13 chat template, 14 verify failed, 15 nothing to verify against, 130 interrupted, 141 output closed,
-1 a defect of edgeship.
+12 engine, 13 chat template, 14 verify failed, 15 nothing to verify against, 16 unfit machine,
+130 interrupted, 141 output closed, 1 a defect of edgeship.
 EDGESHIP_DEBUG=1 shows where an error comes from."""
 
 
@@ -123,10 +123,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_bench(commands)
     _add_compare(commands)
+    _add_doctor(commands)
     return parser
 
 
-def _command(commands: Any, name: str, description: str, example: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, description: str, example: str, artifacts: str | None = None
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=description,
@@ -135,7 +138,8 @@ def _command(commands: Any, name: str, description: str, example: str) -> argpar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("artifact", metavar="ARTIFACT", help="artifacts/NAME, a directory inside it, or a GGUF file")
+    found = "artifacts/NAME, a directory inside it, or a GGUF file"
+    parser.add_argument("artifact", metavar="ARTIFACT", nargs=artifacts, help=found)
     return parser
 
 
@@ -197,6 +201,12 @@ def _add_compare(commands: Any) -> None:
     _add_measurement(parser, prompt=128, decode=32)
     _add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print the comparison as one object")
+
+
+def _add_doctor(commands: Any) -> None:
+    description = "say what this machine is, what it lacks, and whether engines and an artifact run on it"
+    parser = _command(commands, "doctor", description, "doctor artifacts/tiny-int4", artifacts="?")
+    parser.add_argument("--json", action="store_true", help="print one object")
 
 
 def _add_measurement(parser: argparse.ArgumentParser, *, prompt: int, decode: int) -> None:

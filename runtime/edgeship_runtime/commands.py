@@ -200,6 +200,19 @@ def bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def doctor(args: argparse.Namespace) -> int:
+    """Examine this machine; the exit code says whether something stops an engine or the artifact."""
+    from edgeship_runtime.doctor import probe
+
+    with Progress() as progress:
+        found = probe(args.artifact, progress=progress.say)
+    if args.json:
+        print_json(found.to_json())
+    else:
+        print(safe(found.table()))
+    return found.exit_code
+
+
 def compare(args: argparse.Namespace) -> int:
     """Compare two artifacts or engines."""
     from edgeship_runtime.compare import compare as compare_both

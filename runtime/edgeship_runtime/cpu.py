@@ -59,7 +59,8 @@ def _quota_at(place: Path) -> float | None:
 
 def cpu_name(root: Path = _ROOT) -> str:
     """The processor or board as the system calls it, for reports."""
-    board = _read(root / "proc/device-tree/model")
+    # The first is a link to the second, where /proc is the board's own.
+    board = _read(root / "proc/device-tree/model") or _read(root / "sys/firmware/devicetree/base/model")
     if board:
         return board.rstrip("\0")
     for line in (_read(root / "proc/cpuinfo") or "").splitlines():

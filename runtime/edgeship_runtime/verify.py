@@ -32,6 +32,7 @@ from edgeship_runtime.acceptance import (
     read_chats,
     read_golden,
 )
+from edgeship_runtime.board import kernels
 from edgeship_runtime.chat import ChatTemplate, load_template
 from edgeship_runtime.engines import Engine, formats, open_engine
 from edgeship_runtime.errors import EngineError, TemplateError, UsageError, VerifyError
@@ -80,6 +81,7 @@ class Agreement:
     wrong: int
     max_logit_error: float
     max_logit_error_std: float
+    kernels: str = "unknown"
     ties: tuple[Tie, ...] = ()
 
 
@@ -138,7 +140,8 @@ class Verdict:
 def _agreement_text(found: Agreement) -> str:
     lines = [
         f"{found.equal} of {found.positions} tokens equal, {found.near_ties} near ties, {found.wrong} wrong",
-        f"largest logit error {found.max_logit_error:.4f} ({found.max_logit_error_std:.3f} deviations), {found.engine}",
+        f"largest logit error {found.max_logit_error:.4f} ({found.max_logit_error_std:.3f} deviations)",
+        f"{found.engine}, kernels {found.kernels}",
     ]
     near = [tie for tie in found.ties if tie.tolerated]
     lines += [f"near tie: {tie.case}, position {tie.index}: gap {tie.gap_std:.3f} deviations" for tie in near]
@@ -370,5 +373,6 @@ class _Comparison:
             wrong=len(self.ties) - near,
             max_logit_error=round(self.max_error, 5),
             max_logit_error_std=round(self.max_error_std, 5),
+            kernels=kernels(engine),
             ties=tuple(self.ties),
         )

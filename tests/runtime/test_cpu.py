@@ -78,6 +78,7 @@ def test_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             {"proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0", "proc/cpuinfo": ""},
             "Raspberry Pi 5 Model B Rev 1.0",
         ),
+        ({"sys/firmware/devicetree/base/model": "Raspberry Pi 4 Model B\0"}, "Raspberry Pi 4 Model B"),
         ({"proc/cpuinfo": "Hardware\t: Qualcomm SM8550\n"}, "Qualcomm SM8550"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the wheel's modules lack: comments and inner docstrings, and nothing else."""
+"""What the wheel's modules lack: comments, blanks and inner docstrings, and nothing else."""
 
 from __future__ import annotations
 
@@ -74,10 +74,38 @@ def only():
 '''
     slim = hook.slim(source, documented=False)
     assert "comment" not in slim.replace("# no comment", "")
-    assert slim.startswith('"""Module."""\nx = "# no comment"\n\n')
+    assert slim.startswith('"""Module."""\nx="# no comment"\n\n')
     assert "Public." not in slim
     assert '"""All there is."""' in slim
+    assert "\n def _private(self):\n" in slim
     documented = hook.slim(source, documented=True)
     assert all(text in documented for text in ("Public.", "About x.", "About y."))
     assert "Private." not in documented
     assert sys.version_info >= (3, 11)
+
+
+def test_blanks_that_are_text_stay(hook: ModuleType) -> None:
+    source = '''\
+"""Module: its first line.
+
+What it says beyond that.
+"""
+if True:
+    text = f"{1 + 1 = } { {2: 3} }  # text" + """
+    two  = lines
+""" \\
+        "."
+    long = (
+        1.5 + -2
+    )
+'''
+    slim = hook.slim(source, documented=False)
+    assert slim.startswith('"""Module: its first line."""\n\n\n\nif True:\n text=f"')
+    assert "\n    two  = lines\n" in slim
+    assert "\n1.5+-2\n" in slim
+    ran: dict[str, dict[str, object]] = {"source": {}, "slim": {}}
+    exec(source, ran["source"])
+    exec(slim, ran["slim"])
+    assert ran["slim"]["text"] == ran["source"]["text"]
+    assert ran["slim"]["long"] == -0.5
+    assert hook.slim(source, documented=True).startswith('"""Module: its first line.\n\nWhat')

@@ -55,8 +55,18 @@ def library() -> ModuleType:
         missing.message += f"; the one installed lacks {lacking[0]}"
         raise missing
     module.llama_log_set(_listener(module), None)
+    _load_variants(module)
     module.llama_backend_init()
     return module
+
+
+def _load_variants(module: ModuleType) -> None:
+    """Load the CPU backend that fits this processor, where the build has several as libraries of their own."""
+    folder = Path(module._base_path)
+    if any(folder.glob("libggml-cpu-*.so")):
+        load = module._lib.ggml_backend_load_all_from_path
+        load.argtypes, load.restype = [ctypes.c_char_p], None
+        load(os.fsencode(folder))
 
 
 def _import_declarations() -> ModuleType:

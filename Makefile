@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help llamacpp export plan run chat info verify recipes test check format docs wheel bench bench-gguf train clean
+.PHONY: help llamacpp export plan devices run chat info verify recipes test check format docs wheel bench bench-gguf bench-plan train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,10 @@ export: .venv/.run ## a checkpoint to an artifact: make export RECIPE=qwen2.5-1.
 		$(if $(MAX_RAM),--max-ram $(MAX_RAM)) $(if $(FORMAT),--format $(FORMAT)) $(if $(FORCE),--force)
 
 plan: .venv/.run ## what an export would make: sizes, memory, conflicts
-	@$(BIN)/edgeship plan $(RECIPE) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
+	@$(BIN)/edgeship plan $(RECIPE) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(foreach d,$(DEVICE),--device $(d))
+
+devices: .venv/.run ## the devices, and how RECIPE does on them
+	@$(BIN)/edgeship devices --recipe $(RECIPE)
 
 recipes: .venv/.run ## the catalogue
 	@$(BIN)/edgeship recipes
@@ -101,6 +104,9 @@ bench: .venv/.test ## time and memory beside onnxruntime-genai, in one run
 
 bench-gguf: .venv/.test .venv/.llamacpp ## both formats beside llama.cpp's converter and quantizer
 	@$(BIN)/python tests/bench/compare_gguf.py $(BENCH)
+
+bench-plan: .venv/.test .venv/.llamacpp ## what plan expects of this machine beside what is measured
+	@$(BIN)/python tests/bench/compare_plan.py $(BENCH)
 
 train: .venv/.test ## train the embedded tiny model again (half an hour on two cores)
 	@$(BIN)/python -m edgeship.tiny.train --out $(OUT)/tiny-checkpoint

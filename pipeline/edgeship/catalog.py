@@ -1,31 +1,45 @@
-"""Finds recipes: a path to a file, or a name in the catalogue (the repository's `recipes/`, or data in the wheel)."""
+"""Finds recipes and devices: a path to a file, or a name in the catalogue.
+
+The catalogue is the repository's `recipes/` and `devices/`, or data in the wheel.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
-from edgeship.errors import RecipeError
+from edgeship.device import KIND as DEVICE
+from edgeship.device import LOCAL, Device, read_device
 from edgeship.fields import did_you_mean, found
-from edgeship.recipe import NAME, Recipe, read_recipe
+from edgeship.recipe import KIND as RECIPE
+from edgeship.recipe import Recipe, read_recipe
+from edgeship.yaml_model import NAME, Kind
 
 _PACKAGE = Path(__file__).parent
+_T = TypeVar("_T")
 
 
-def directory() -> Path:
-    """Where the catalogue lies: `_recipes` inside an installed wheel, else `recipes/` of the repository."""
-    packaged = _PACKAGE / "_recipes"
-    return packaged if packaged.is_dir() else _PACKAGE.parents[1] / "recipes"
+def directory(folder: str = "recipes") -> Path:
+    """Where a catalogue lies: `_recipes` inside an installed wheel, else `recipes/` of the repository."""
+    packaged = _PACKAGE / f"_{folder}"
+    return packaged if packaged.is_dir() else _PACKAGE.parents[1] / folder
 
 
-def paths() -> dict[str, Path]:
+def paths(folder: str = "recipes") -> dict[str, Path]:
     """The catalogue's files by name, in the order of their names."""
-    return {p.stem: p for p in sorted(directory().glob("*.yaml"))}
+    return {p.stem: p for p in sorted(directory(folder).glob("*.yaml"))}
 
 
 def names() -> list[str]:
-    """The names in the catalogue, sorted."""
+    """The names of recipes in the catalogue, sorted."""
     return list(paths())
+
+
+def device_names() -> list[str]:
+    """The names of devices in the catalogue, sorted; `local`, this machine, is not among them."""
+    return list(paths("devices"))
 
 
 def find(name_or_path: str) -> Recipe:
@@ -33,12 +47,33 @@ def find(name_or_path: str) -> Recipe:
 
     Raises RecipeError where there is none, or where it is not valid.
     """
-    catalogue = paths()
+    return _find(name_or_path, paths(), read_recipe, RECIPE)
+
+
+def find_device(name_or_path: str) -> Device:
+    """The device of a name in the catalogue, in a file, or `local`: this machine, looked at and measured briefly.
+
+    Raises DeviceError where there is none, or where it is not valid.
+    """
+    if name_or_path == LOCAL:
+        from edgeship.local import detect  # not at the top: it brings numpy
+
+        return detect()
+    return _find(name_or_path, paths("devices"), read_device, DEVICE)
+
+
+def _find(
+    name_or_path: str,
+    catalogue: dict[str, Path],
+    read: Callable[[Path, Mapping[str, Path]], _T],
+    kind: Kind,
+) -> _T:
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        return read_recipe(Path(name_or_path), catalogue)
+        return read(Path(name_or_path), catalogue)
     if name_or_path in catalogue:
-        return read_recipe(catalogue[name_or_path], catalogue)
-    hint = "`edgeship recipes` lists the catalogue; for a file of your own give its path, ending in .yaml"
+        return read(catalogue[name_or_path], catalogue)
+    hint = f"`{kind.listed_by}` lists the catalogue; for a file of your own give its path, ending in .yaml"
     if re.fullmatch(NAME, name_or_path) and Path(f"{name_or_path}.yaml").is_file():
         hint = f"for the file in this directory: {name_or_path}.yaml"
-    raise RecipeError(f"no recipe is called {found(name_or_path)}{did_you_mean(name_or_path, names())}.", hint=hint)
+    near = did_you_mean(name_or_path, list(catalogue))
+    raise kind.error(f"no {kind.noun} is called {found(name_or_path)}{near}.", hint=hint)

@@ -27,6 +27,9 @@ app = typer.Typer(
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe of the catalogue, or the path of a YAML file.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object; errors too.")]
+Reports = Annotated[
+    Path, typer.Option("--reports", metavar="DIR", help="Reports of `validate`: what they measured replaces estimates.")
+]
 CheckpointDir = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="DIR", help="A checkpoint on this machine, in place of the recipe's source."),
@@ -48,12 +51,27 @@ def edgeship(
     """One recipe in, one artifact out: language models as ONNX and GGUF for small machines."""
 
 
-@app.command(epilog="Example: edgeship recipes --json")
-def recipes(as_json: Json = False) -> None:
+@app.command(epilog="Example: edgeship recipes --device raspberry-pi-5-8gb")
+def recipes(
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="Rank them by how they do on this device.")
+    ] = None,
+    reports: Reports = Path("reports"),
+    as_json: Json = False,
+) -> None:
     """List the recipes of the catalogue, with the sizes they come to."""
     from edgeship import catalog, show
     from edgeship.plan import read_plan
 
+    if device is not None:
+        from edgeship import cli_devices
+
+        ranked = cli_devices.ranked_recipes(catalog.find_device(device), reports)
+        if as_json:
+            _print_json(cli_devices.recipes_json(ranked))
+        else:
+            show.show(cli_devices.recipe_blocks(ranked))
+        return
     plans = [read_plan(catalog.find(name)) for name in catalog.names()]
     if as_json:
         _print_json({"recipes": [show.recipe_json(p) for p in plans]})
@@ -61,21 +79,54 @@ def recipes(as_json: Json = False) -> None:
         show.show([show.recipe_table(plans)])
 
 
-@app.command(epilog="Example: edgeship plan qwen2.5-1.5b-int4")
-def plan(name: Name, checkpoint: CheckpointDir = None, as_json: Json = False) -> None:
-    """Say what an export would do: sizes, memory, conflicts. Downloads at most config.json, writes nothing.
-
-    Exits with 4 where the recipe cannot be exported.
-    """
-    from edgeship import catalog, show
+@app.command(epilog="Example: edgeship devices --recipe qwen2.5-1.5b-int4")
+def devices(
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", metavar="NAME", help="Rank them by how this recipe does on them.")
+    ] = None,
+    reports: Reports = Path("reports"),
+    as_json: Json = False,
+) -> None:
+    """List the devices of the catalogue, and this machine as `local`."""
+    from edgeship import catalog, cli_devices, show
     from edgeship.plan import read_plan
 
-    made = read_plan(catalog.find(name), checkpoint)
+    made = read_plan(catalog.find(recipe)) if recipe is not None else None
+    listed = cli_devices.all_devices()
+    ranked = cli_devices.ranked_devices(made, listed, reports) if made is not None else None
     if as_json:
-        _print_json(made.to_json())
+        _print_json(cli_devices.devices_json(listed, ranked))
     else:
-        show.show(show.plan_blocks(made))
-    if made.conflicts:
+        show.show(cli_devices.device_blocks(listed, ranked))
+
+
+@app.command(epilog="Example: edgeship plan qwen2.5-1.5b-int4 --device raspberry-pi-5-8gb")
+def plan(
+    name: Name,
+    checkpoint: CheckpointDir = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option("--device", metavar="DEVICE", help="A device's name, `local`, or a profile's path; repeatable."),
+    ] = None,
+    reports: Reports = Path("reports"),
+    as_json: Json = False,
+) -> None:
+    """Say what an export would do: sizes, memory, conflicts. Downloads at most config.json, writes nothing.
+
+    With --device also whether and how fast the artifact runs there. Exits with 4 where the recipe cannot be exported,
+    or where it cannot be used on a device named.
+    """
+    from edgeship import catalog, cli_devices, show
+    from edgeship.plan import read_plan
+
+    found = [catalog.find_device(d) for d in dict.fromkeys(device or ())]
+    made = read_plan(catalog.find(name), checkpoint)
+    fits = cli_devices.fits_on(made, found, reports)
+    if as_json:
+        _print_json(made.to_json() | ({"devices": [f.to_json() for f in fits]} if fits else {}))
+    else:
+        show.show([*show.plan_blocks(made), *cli_devices.fit_blocks(fits)])
+    if made.conflicts or not all(f.usable for f in fits):
         raise typer.Exit(PlanError.exit_code)
 
 
@@ -168,20 +219,22 @@ def diff(
 
 @app.command(epilog="Example: edgeship schema --out recipe.schema.json")
 def schema(
+    devices: Annotated[bool, typer.Option("--devices", help="Of device profiles, in place of recipes.")] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write to a file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the JSON Schema of recipes, for editors.
+    """Print the JSON Schema of recipes, or of device profiles, for editors.
 
     In a recipe: # yaml-language-server: $schema=recipe.schema.json
     """
-    from edgeship.schema import recipe_schema
+    from edgeship.schema import device_schema, recipe_schema
 
+    made = device_schema() if devices else recipe_schema()
     if out is None:
-        _print_json(recipe_schema())
+        _print_json(made)
         return
     try:
-        out.write_text(json.dumps(recipe_schema(), indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     except OSError as e:
         hint = "give --out a file in a directory that you may write to"
         raise ArtifactError(f"{out}: cannot be written: {e.strerror}.", hint=hint) from e

@@ -9,27 +9,42 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_origin
 
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from edgeship import catalog, errors, fields, show
+from edgeship.device import Device
 from edgeship.encodings import ENCODINGS
+from edgeship.fit import ENGINE_WORDS
 from edgeship.plan import read_plan
 from edgeship.recipe import Recipe
 from edgeship.schema import EXTENDS
-from edgeship.sizes import format_count
+from edgeship.sizes import format_count, format_size
 
 _BLOCK = re.compile(r"(<!-- generated: ([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def fields_table() -> str:
     """Every field of a recipe: what it may hold, its default, what it means."""
-    rows = [("`extends`", "text", "–", EXTENDS)]
-    for name, info in fields.walk(Recipe):
+    return _fields(Recipe, EXTENDS)
+
+
+def device_fields_table() -> str:
+    """Every field of a device profile."""
+    return _fields(Device, EXTENDS.replace("recipe", "profile"))
+
+
+def _fields(model: type[BaseModel], extends: str) -> str:
+    rows = [("`extends`", "text", "–", extends)]
+    for name, info in fields.walk(model):
         if name == "name":
             continue
         inner = fields.submodel(info.annotation)
-        holds = "mapping" if inner else fields.expected(info).removeprefix("a ").replace("one of ", "")
+        holds = fields.expected(info).removeprefix("a ").replace("one of ", "")
+        if inner:
+            holds = "list of mappings" if get_origin(info.annotation) is tuple else "mapping"
         rows.append((f"`{name}`", holds, _default(info.default, required=info.is_required()), info.description or ""))
     return _markdown(("field", "value", "default", "meaning"), rows)
 
@@ -75,6 +90,25 @@ def catalogue_table() -> str:
     return _markdown(("recipe", "source", "parameters", *headers), rows)
 
 
+def devices_table() -> str:
+    """Every device of the catalogue, with what decides how an artifact does on it."""
+    rows = [
+        (
+            f"`{d.name}`",
+            " + ".join(f"{c.count} {c.kind}" for c in d.cores),
+            " ".join(d.isa) or "–",
+            format_size(d.ram_bytes),
+            format_size(d.budget_bytes),
+            f"{d.bandwidth_gbps:g}",
+            ", ".join(ENGINE_WORDS[e] for e in d.engines),
+            ", ".join(d.encodings),
+        )
+        for d in map(catalog.find_device, catalog.device_names())
+    ]
+    headers = ("device", "cores", "features", "RAM", "for an artifact", "GB/s read", "engines", "encodings")
+    return _markdown(headers, rows)
+
+
 def exit_codes_table() -> str:
     """Every exit code of the commands."""
     kinds = sorted(errors.EdgeshipError.__subclasses__(), key=lambda kind: kind.exit_code)
@@ -87,6 +121,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipe fields": fields_table,
     "encodings": encodings_table,
     "catalogue": catalogue_table,
+    "devices": devices_table,
+    "device fields": device_fields_table,
     "exit codes": exit_codes_table,
 }
 

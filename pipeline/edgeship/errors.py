@@ -9,7 +9,10 @@ EdgeshipError
 ├── ArchitectureError  7  config.json describes a model that is not known
 ├── ArtifactError      8  an artifact or output directory is not what it should be
 ├── ResourceError      9  disk or memory ran out
-└── DependencyError   10  an optional package is needed and not installed
+├── DependencyError   10  an optional package is needed and not installed
+├── DeviceError       11  a device profile does not parse, validate or exist
+├── HostError         12  a board cannot be reached, refused something, or answered what it should not
+└── VerdictError      14  an artifact did not pass on a board (as in the runtime)
 
 Exit code 1 is left to defects of edgeship itself, and 130 to an interrupt by the user.
 The runtime's own errors and codes live in `edgeship_runtime.errors`.
@@ -94,3 +97,24 @@ class DependencyError(EdgeshipError):
 
     exit_code = 10
     kind = "dependency"
+
+
+class DeviceError(EdgeshipError):
+    """A device profile does not parse, validate or exist."""
+
+    exit_code = 11
+    kind = "device"
+
+
+class HostError(EdgeshipError):
+    """A board cannot be reached, refused something, or answered what it should not."""
+
+    exit_code = 12
+    kind = "host"
+
+
+class VerdictError(EdgeshipError):
+    """An artifact did not pass on a board."""
+
+    exit_code = 14
+    kind = "verdict"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-_OWN = {"repeated", "one_line", "missing_path"}  # error types whose message says it all
+_OWN = {"repeated", "one_line", "missing_path", "form"}  # error types whose message says it all
 
 
 def expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:

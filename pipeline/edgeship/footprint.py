@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,21 @@ VOCABULARY_BYTES = 39
 KV_BYTES: dict[Format, int] = {"onnx": 4, "gguf": 2}
 """Per value of the KV cache: float32 in onnxruntime, float16 in llama.cpp."""
 
-REPACKED_TYPES = {"Q4_0", "Q4_K", "IQ4_NL"}
-"""What llama.cpp copies into another layout on a CPU with AVX2 (ggml_repack_get_optimal_repack_type in repack.cpp;
-an ARM core copies Q5_K and Q6_K too). The others it reads where the file is mapped."""
+_ARM_REPACKED = frozenset({"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q1_0", "IQ4_NL", "MXFP4"})
+_REPACKED = {
+    "avx2": frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}),
+    "avx512": frozenset({"Q2_K"}),
+    "dotprod": _ARM_REPACKED,
+    "i8mm": _ARM_REPACKED,
+}
+"""What llama.cpp copies into another layout, by the processor's instructions (ggml_repack_get_optimal_repack_type in
+repack.cpp). The others it reads where the file is mapped."""
+
+
+def repacked_types(isa: Collection[str]) -> frozenset[str]:
+    """The ggml types that llama.cpp keeps a copy of on a processor with these instructions (names of `device.ISA`)."""
+    return frozenset[str]().union(*(types for name, types in _REPACKED.items() if name in isa))
+
 
 PARTS = ("body", "embeddings", "embeddings + head", "head", "float")
 
@@ -101,11 +114,11 @@ class Footprint:
         }
 
 
-def footprint(plan: Plan, form: Format) -> Footprint:
-    """What a plan comes to in a format that holds all its encodings."""
+def footprint(plan: Plan, form: Format, isa: Collection[str] = ("avx2",)) -> Footprint:
+    """What a plan comes to in a format that holds all its encodings, on a processor with these instructions."""
     d = plan.decoder
     per_token = d.layers * 2 * d.kv_heads * d.head_dim * KV_BYTES[form]
-    weights, repacked = _onnx_memory(plan) if form == "onnx" else _gguf_memory(plan)
+    weights, repacked = _onnx_memory(plan) if form == "onnx" else _gguf_memory(plan, repacked_types(isa))
     return Footprint(
         parts=_parts(plan, form),
         parameters=plan.parameters,
@@ -154,12 +167,22 @@ def _onnx_memory(plan: Plan) -> tuple[int, int]:
     return mapped, repacked
 
 
-def _gguf_memory(plan: Plan) -> tuple[int, int]:
+def _gguf_memory(plan: Plan, types: Collection[str]) -> tuple[int, int]:
     """Bytes of the file in use, and of llama.cpp's copies: it maps the file, and copies some types only.
 
     The pages of a copied matrix stay mapped, and count in RSS until the system needs them; they are not counted here.
     """
     matrices = _matrices(plan)
-    copied = sum(t.nbytes("gguf") for t in matrices if t.encoding.gguf in REPACKED_TYPES)
+    copied = sum(t.nbytes("gguf") for t in matrices if t.encoding.gguf in types)
     vectors = sum(t.nbytes("gguf") for t in plan.stored() if t.role.part == "float")
     return vectors + sum(t.nbytes("gguf") for t in matrices) - copied, copied
+
+
+def passing_bytes(plan: Plan, form: Format, isa: Collection[str] = ("avx2",)) -> int:
+    """Pages of the file that count in the process's peak beside `Memory`, and that the system can take back.
+
+    onnxruntime reads one matrix after another to copy it; llama.cpp leaves what it copied mapped.
+    """
+    if form == "onnx":
+        return max(t.encoding.onnx_bytes(t.role.shape)[0] for t in _matrices(plan))
+    return _gguf_memory(plan, repacked_types(isa))[1]

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -29,43 +26,18 @@ from edgeship.encodings import Encoding, WeightType, encoding_of
 from edgeship.errors import RecipeError, UsageError
 from edgeship.fields import did_you_mean, explain, found
 from edgeship.quant.mixes import MixName
+from edgeship.yaml_model import NAME, AsTuple, Distinct, Frozen, Kind, Line, extended, load
 from edgeship.yaml_source import Document, KeyPath, Problem
 
 Host = Literal["huggingface", "modelscope", "local"]
 Format = Literal["onnx", "gguf"]
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-"""What a recipe may be called: its name becomes a directory, so nothing that a path gives a meaning to."""
 
 REPO = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 BUILTIN = "builtin"
 """The `source.path` that stands for the tiny checkpoint inside this package."""
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # strict mode takes no list for a tuple
-
-
-def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(value)) != len(value):
-        raise PydanticCustomError("repeated", "expected each value once, found one twice")
-    return value
-
-
-def _one_line(value: str) -> str:
-    if not value.isprintable():
-        raise PydanticCustomError("one_line", "expected one line of text, found a line break or control character")
-    return value
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-Line = Annotated[str, Field(max_length=300), AfterValidator(_one_line)]
-
-
-class Source(_Frozen):
+class Source(Frozen):
     """Where the checkpoint comes from."""
 
     host: Host = Field(
@@ -95,7 +67,7 @@ class Source(_Frozen):
         return self
 
 
-class Scheme(_Frozen):
+class Scheme(Frozen):
     """How weights are stored, by the part of the model they belong to; norms and biases stay float32."""
 
     model_config = ConfigDict(
@@ -144,7 +116,7 @@ class Scheme(_Frozen):
         return encoding_of(kinds[part], self.group_size)
 
 
-class RopeScaling(_Frozen):
+class RopeScaling(Frozen):
     """Rotary embedding scaled for longer context, in place of what config.json says."""
 
     type: Literal["yarn"] = Field(description="the method: YaRN, arXiv:2309.00071")
@@ -162,7 +134,7 @@ class RopeScaling(_Frozen):
         }
 
 
-class Sampling(_Frozen):
+class Sampling(Frozen):
     """Defaults the runtime samples with when the caller says nothing; each one at its default has no effect."""
 
     temperature: float = Field(default=1.0, ge=0, le=10, description="divides the logits; 0 takes the likeliest token")
@@ -179,7 +151,7 @@ class Sampling(_Frozen):
     )
 
 
-class Accept(_Frozen):
+class Accept(Frozen):
     """Limits the artifact must stay under."""
 
     size_mb: float | None = Field(
@@ -187,7 +159,7 @@ class Accept(_Frozen):
     )
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """One checkpoint, made into one artifact per format."""
 
     name: str = Field(pattern=NAME, description="the file's name without .yaml; the artifact's directory has it too")
@@ -198,7 +170,7 @@ class Recipe(_Frozen):
         description="fields of the checkpoint's config.json, so that `plan` downloads nothing; `export` checks them",
     )
     scheme: Scheme = Field(default=Scheme(), description="how each part of the model is stored")
-    formats: Annotated[tuple[Format, ...], BeforeValidator(_tuple), AfterValidator(_distinct)] = Field(
+    formats: Annotated[tuple[Format, ...], AsTuple, Distinct] = Field(
         default=("onnx",), min_length=1, description="the formats to write"
     )
     imatrix: Annotated[Line, Field(min_length=1)] | None = Field(
@@ -235,14 +207,14 @@ def read_recipe(path: Path, catalogue: Mapping[str, Path] | None = None) -> Reci
 
     A local `source.path` comes back absolute. Raises RecipeError with every problem of the file and its line.
     """
-    document = _load(path)
+    document = load(path, KIND)
     if not re.fullmatch(NAME, path.stem):
         text = f"the recipe is called {found(path.stem)} after its file; expected letters, digits, '.', '_' and '-'"
         document.problems.append(Problem(document.start, text))
     problems = list(document.problems)
     recipe = None
     if document.data is not None:
-        document, whole = _extended(document, path, catalogue or {}, problems)
+        document, whole = extended(document, path, catalogue or {}, problems, KIND)
         recipe = _validated(document, path.stem, problems)
         if not whole:  # what the base might hold is not missing
             problems = [p for p in problems if not p.text.startswith("missing key")]
@@ -266,94 +238,12 @@ def chosen_formats(recipe: Recipe, asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(asked)) or recipe.formats
 
 
-def _load(path: Path) -> Document:
-    if path.suffix not in (".yaml", ".yml"):
-        raise RecipeError(
-            f"{path}: expected the path of a recipe, ending in .yaml, found one that does not.",
-            hint="`edgeship recipes` lists the catalogue; a recipe of your own is a YAML file",
-        )
-    try:
-        if not path.is_file():
-            what = "a directory" if path.is_dir() else "nothing of that kind" if path.exists() else "no such file"
-            raise RecipeError(
-                f"{path}: expected a recipe (a YAML file), found {what}.",
-                hint="`edgeship recipes` lists the catalogue; a path to a file ends in .yaml",
-            )
-        return yaml_source.read(path)
-    except (OSError, ValueError) as e:
-        reason = e.strerror if isinstance(e, OSError) else str(e)
-        raise RecipeError(f"{path}: cannot be read: {reason}.", hint="check the path and its permissions") from e
-
-
-def _extended(
-    document: Document, path: Path, catalogue: Mapping[str, Path], problems: list[Problem]
-) -> tuple[Document, bool]:
-    """The document laid over the one it extends, and whether that worked; without `extends`, itself."""
-    assert document.data is not None
-    if "extends" not in document.data:
-        return document, True
-    value, place = document.data["extends"], document.place(("extends",))
-
-    def refused(text: str) -> tuple[Document, bool]:
-        problems.append(Problem(place, f"extends: {text}"))
-        return document, False
-
-    if not isinstance(value, str) or not value:
-        return refused(f"expected the name or path of a recipe, found {found(value)}")
-    try:
-        base_path = _base_path(value, path, catalogue)
-        if base_path is None:
-            names = {*catalogue, *(p.stem for p in path.parent.glob("*.yaml"))} - {path.stem}
-            return refused(f"no recipe is called {found(value)}{did_you_mean(value, sorted(names))}")
-        base = _load(base_path)
-        if base_path.samefile(path):
-            return refused("this is the recipe itself; name another one, or remove the key")
-    except (OSError, ValueError, RecipeError) as e:
-        return refused(e.message if isinstance(e, RecipeError) else str(e))
-    problems += base.problems
-    if base.data is None:
-        return document, False
-    if "extends" in base.data:
-        above = found(base.data["extends"])
-        return refused(f"{found(value)} itself extends {above}; one level is allowed: extend {above}")
-    return _merged(base, document), True
-
-
-def _base_path(value: str, path: Path, catalogue: Mapping[str, Path]) -> Path | None:
-    if "/" in value or value.endswith((".yaml", ".yml")):
-        return path.parent / value
-    if not re.fullmatch(NAME, value):
-        return None
-    beside = path.parent / f"{value}.yaml"
-    return beside if beside.is_file() else catalogue.get(value)
-
-
-def _merged(base: Document, over: Document) -> Document:
-    """`over` laid over `base`: mappings key by key, one level deep; anything else replaces.
-
-    A scheme that names a mix, and one that names types, are alternatives: one replaces the other whole.
-    """
-    assert base.data is not None
-    assert over.data is not None
-    data = {k: v for k, v in base.data.items() if k != "extends"}
-    replaced: set[KeyPath] = set()  # paths whose places in the base no longer count
-    for key, value in over.data.items():
-        below = data.get(key)
-        if isinstance(value, dict) and isinstance(below, dict) and not _alternatives(key, below, value):
-            data[key] = {**below, **value}
-            replaced |= {(key, inner) for inner in value}
-        elif key != "extends":
-            data[key] = value
-            replaced.add((key,))
-    keys, values = (
-        {p: place for p, place in places.items() if p[:1] not in replaced and p[:2] not in replaced}
-        for places in (base.keys, base.values)
-    )
-    return Document(over.source, data, keys | over.keys, values | over.values)
-
-
 def _alternatives(key: str, base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    """A scheme that names a mix, and one that names types, are alternatives: one replaces the other whole."""
     return key == "scheme" and bool(over) and ("mix" in base) != ("mix" in over)
+
+
+KIND = Kind("recipe", RecipeError, "edgeship recipes", _alternatives)
 
 
 def _validated(document: Document, name: str, problems: list[Problem]) -> Recipe | None:

@@ -1,9 +1,14 @@
-"""The JSON Schema (2020-12) of a recipe's file, for editors; made from the models in `recipe.py`."""
+"""The JSON Schemas (2020-12) of the files of recipes and devices, for editors; made from their models."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_origin
 
+from pydantic import BaseModel
+
+from edgeship.device import KEYS as DEVICE_KEYS
+from edgeship.device import Device
 from edgeship.fields import submodel
 from edgeship.recipe import KEYS, Recipe
 
@@ -20,13 +25,25 @@ def recipe_schema() -> dict[str, Any]:
 
     A recipe that extends another may leave out anything, so required keys hold only for one that does not.
     """
-    schema = Recipe.model_json_schema(mode="validation")
-    properties = {"extends": {"type": "string", "minLength": 1, "description": EXTENDS}} | schema["properties"]
+    return _schema(Recipe, KEYS, "recipe")
+
+
+def device_schema() -> dict[str, Any]:
+    """The schema of `devices/*.yaml`: the fields of Device without `name`, with `extends`, likewise."""
+    return _schema(Device, DEVICE_KEYS, "device")
+
+
+def _schema(model: type[BaseModel], keys: Sequence[str], noun: str) -> dict[str, Any]:
+    schema = model.model_json_schema(mode="validation")
+    extends = {"type": "string", "minLength": 1, "description": EXTENDS.replace("recipe", noun)}
+    properties = {"extends": extends} | schema["properties"]
     del properties["name"]
     definitions, needed = schema["$defs"], {}
-    for name, info in Recipe.model_fields.items():
+    for name, info in model.model_fields.items():
         inner = submodel(info.annotation)
-        if inner is not None and definitions[inner.__name__].get("required"):
+        if inner is None or get_origin(info.annotation) is tuple:  # what stands in a list is laid over whole
+            continue
+        if definitions[inner.__name__].get("required"):
             needed[name] = {"required": definitions[inner.__name__].pop("required")}
     for described in (properties, *(d["properties"] for d in definitions.values())):
         for value in described.values():
@@ -34,12 +51,12 @@ def recipe_schema() -> dict[str, Any]:
     required = [k for k in schema["required"] if k != "name"]
     return {
         "$schema": DIALECT,
-        "$id": "https://edgeship.invalid/recipe.schema.json",
-        "title": "edgeship recipe",
+        "$id": f"https://edgeship.invalid/{noun}.schema.json",
+        "title": f"edgeship {noun}",
         "description": schema["description"],
         "type": "object",
         "additionalProperties": False,
-        "properties": {key: properties[key] for key in KEYS},
+        "properties": {key: properties[key] for key in keys},
         "if": {"not": {"required": ["extends"]}},
         "then": {"required": required, "properties": needed},
         "$defs": definitions,

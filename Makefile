@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help llamacpp export plan devices run chat info verify recipes test check format docs wheel bench bench-gguf bench-plan train clean
+.PHONY: help llamacpp export plan devices validate report run chat info verify recipes test check format docs wheel bench bench-gguf bench-plan train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,12 @@ llamacpp: .venv/.llamacpp ## llama.cpp, for GGUF artifacts and ggml's own types 
 
 verify: .venv/.run ## hashes and acceptance of an artifact, one verdict
 	@$(BIN)/edgeship-runtime verify $(ARTIFACT)
+
+validate: .venv/.run ## install, verify, measure on a board: make validate ARTIFACT=... DEVICE=... HOST=user@board
+	@$(BIN)/edgeship validate $(ARTIFACT) --device $(DEVICE) $(foreach h,$(HOST),--host $(h)) $(if $(ENGINE),--engine $(ENGINE))
+
+report: .venv/.run ## what regressed between validations
+	@$(BIN)/edgeship report
 
 test: .venv/.test ## the test suite (TESTS="..." for a part of it)
 	@$(BIN)/pytest --numprocesses auto $(TESTS)

@@ -1,0 +1,1 @@
+"""Getting an artifact onto a board: bundles, transports, remote validation and its reports."""

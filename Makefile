@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help llamacpp export plan devices validate report run chat info verify recipes test check format docs wheel bench bench-gguf bench-plan train clean
+.PHONY: help llamacpp export plan devices bundle wheel-llamacpp validate report run chat info verify recipes test check format docs wheel bench bench-gguf bench-plan train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ help: ## this list
 
 .venv/.run: .venv/pyvenv.cfg $(MANIFESTS)
 	@echo "installing edgeship into .venv (pinned versions, about a minute the first time)"
-	@$(PIP) --editable './runtime[ort]' --editable '.[gguf]'
+	@$(PIP) --editable './runtime[ort]' --editable '.[gguf,bundle]'
 	@touch $@
 
 .venv/.test: .venv/.run
@@ -78,8 +78,14 @@ llamacpp: .venv/.llamacpp ## llama.cpp, for GGUF artifacts and ggml's own types 
 verify: .venv/.run ## hashes and acceptance of an artifact, one verdict
 	@$(BIN)/edgeship-runtime verify $(ARTIFACT)
 
+bundle: .venv/.run ## a folder and archive that install offline: make bundle ARTIFACT=... DEVICE=...
+	@$(BIN)/edgeship bundle $(ARTIFACT) --device $(or $(DEVICE),raspberry-pi-5-8gb) $(if $(ENGINE),--engine $(ENGINE)) --wheels .cache/wheels
+
+wheel-llamacpp: .venv/.run ## llama.cpp's wheel for a device, cross-built once (minutes): DEVICE=... CPU=all|device
+	@$(BIN)/edgeship wheel-llamacpp --device $(or $(DEVICE),raspberry-pi-5-8gb) $(if $(CPU),--cpu $(CPU))
+
 validate: .venv/.run ## install, verify, measure on a board: make validate ARTIFACT=... DEVICE=... HOST=user@board
-	@$(BIN)/edgeship validate $(ARTIFACT) --device $(DEVICE) $(foreach h,$(HOST),--host $(h)) $(if $(ENGINE),--engine $(ENGINE))
+	@$(BIN)/edgeship validate $(ARTIFACT) --device $(or $(DEVICE),raspberry-pi-5-8gb) $(foreach h,$(HOST),--host $(h)) $(if $(ENGINE),--engine $(ENGINE))
 
 report: .venv/.run ## what regressed between validations
 	@$(BIN)/edgeship report

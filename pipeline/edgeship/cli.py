@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeship import __version__
+from edgeship import __version__, cli_ship, cli_validate
 from edgeship.errors import ArtifactError, EdgeshipError, PlanError, UsageError
 
 DEFECT, INTERRUPTED = 1, 130  # exit codes beside those of errors.py
@@ -242,6 +242,10 @@ def schema(
         _print_json({"schema": str(out)})
     else:
         print(f"wrote {out}")
+
+
+cli_ship.register(app)
+cli_validate.register(app)
 
 
 def _print_json(value: Any) -> None:

@@ -1,0 +1,116 @@
+"""The commands that make bundles and the wheel of llama.cpp for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeship.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeship.ship.bundle import Bundle
+
+Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object; errors too.")]
+DeviceName = Annotated[
+    str, typer.Option("--device", metavar="D", help="A device of the catalogue, or the path of a YAML file.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command(epilog="Example: edgeship bundle artifacts/tiny-int4 --device raspberry-pi-5-8gb")(bundle)
+    app.command("wheel-llamacpp", epilog="Example: edgeship wheel-llamacpp --device raspberry-pi-4-8gb")(wheel_llamacpp)
+
+
+def bundle(
+    device: DeviceName,
+    artifact: Annotated[Path | None, typer.Argument(metavar="[ARTIFACT]", help="The artifact's directory.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="E", help="ort or llamacpp; else the first of the device's that fits.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where bundles go.")] = Path("dist/bundles"),
+    wheels: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keeps wheels: those in it are used, those fetched are added."),
+    ] = None,
+    no_model: Annotated[
+        bool, typer.Option("--no-model", help="Leave the artifact out: runtime and engine only.")
+    ] = False,
+    archive: Annotated[str, typer.Option(metavar="KIND", help="gz, zst or none.")] = "gz",
+    as_json: Json = False,
+) -> None:
+    """Make a folder and an archive that install an artifact on a device without a network.
+
+    Same inputs, same bytes. On the device: sh install.sh
+    """
+    from edgeship import catalog
+    from edgeship.progress import progress_for
+    from edgeship.ship.archive import KINDS, Kind
+    from edgeship.ship.bundle import make_bundle
+
+    if artifact is None and not no_model:
+        raise UsageError("expected an artifact, found none.", hint="give its directory, or --no-model")
+    kinds: dict[str, Kind | None] = {"none": None, **{kind: kind for kind in KINDS}}
+    if archive not in kinds:
+        raise UsageError(f"--archive: expected gz, zst or none, found {archive[:40]!r}.", hint="gz opens everywhere")
+    made = make_bundle(
+        artifact,
+        catalog.find_device(device),
+        engine,
+        out,
+        wheels=wheels,
+        with_model=not no_model,
+        kind=kinds[archive],
+        progress=progress_for(quiet=as_json),
+    )
+    if as_json:
+        print(json.dumps(made.to_json(), indent=2))
+    else:
+        _show(made)
+
+
+def _show(made: Bundle) -> None:
+    from edgeship import show
+    from edgeship.sizes import format_size
+
+    sizes = [(name, format_size(size)) for name, size in sorted(made.sizes.items(), key=lambda item: -item[1])]
+    rows = [("bundle", str(made.path)), ("for", f"{made.device}, {made.engine}")]
+    if made.archive:
+        rows.append(("archive", f"{made.archive}, {format_size(made.archive.stat().st_size)}"))
+    rows.append(("install it", f"copy it to the device, there: sh {made.path.name}/install.sh"))
+    show.show([show.Table("", ("file", ">size"), [*sizes, ("all", format_size(made.size))]), show.Table("", (), rows)])
+
+
+def wheel_llamacpp(
+    device: DeviceName,
+    cpu: Annotated[
+        str, typer.Option(metavar="CPU", help="all: every processor of the architecture; device: that one alone.")
+    ] = "all",
+    jobs: Annotated[int | None, typer.Option(min=1, max=1024, help="Compilers at a time; else one per core.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Build llama-cpp-python's wheel for a device, once: some ten CPU minutes.
+
+    The registry has none for Linux. `bundle` finds it by itself.
+    """
+    from edgeship import catalog, show
+    from edgeship.progress import progress_for
+    from edgeship.ship.llamacpp_wheel import make_wheel
+    from edgeship.sizes import format_size
+
+    made = make_wheel(catalog.find_device(device), cpu=cpu, jobs=jobs, progress=progress_for(quiet=as_json))
+    wheel = made.wheel
+    if as_json:
+        body = {"wheel": str(wheel.path), "size_bytes": wheel.size, "arch": made.build.arch, "cpu": made.build.cpu}
+        print(json.dumps(body | {"sha256": wheel.sha256, "seconds": round(made.seconds, 1)}, indent=2))
+        return
+    rows = [
+        ("wheel", str(wheel.path)),
+        ("size", format_size(wheel.size)),
+        ("for", f"{made.build.arch}, {made.build.cpu}"),
+        ("took", f"{made.seconds:.1f} s" if made.seconds else "was built already"),
+    ]
+    show.show([show.Table("", (), rows)])

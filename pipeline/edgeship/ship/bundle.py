@@ -1,0 +1,327 @@
+"""Bundles: one folder, and one archive of it, that installs an artifact on a device without a network."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from edgeship import __version__
+from edgeship.errors import ArtifactError, DependencyError, PlanError, ResourceError, UsageError
+from edgeship.progress import Progress
+from edgeship.ship import archive, installer, llamacpp_wheel, wheels
+from edgeship.ship.wheel_files import Wheel
+from edgeship.ship.wheels import LLAMA, Target
+from edgeship_runtime.engines import FORMAT_OF
+from edgeship_runtime.errors import EdgeshipRuntimeError
+from edgeship_runtime.manifest import (
+    FORMATS,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    check_files,
+    collect_files,
+    locate,
+    read_manifest,
+)
+
+SCHEMA = 1
+ENGINES = tuple(FORMAT_OF)
+_DIGITS = 12  # of the digest, in names
+_WITHOUT_MODEL = "runtime"
+_SPARE_MB = 60  # bytecode that is written at the first run, and what the file system takes for itself
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was made: its folder, its archive (None where not asked for), files, wheels and sizes in bytes."""
+
+    path: Path
+    archive: Path | None
+    name: str
+    device: str
+    engine: str
+    digest: str
+    files: Mapping[str, FileEntry]
+    wheels: tuple[Wheel, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(entry.size for entry in self.files.values())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes by wheel file, and of the artifact."""
+        sizes = {w.path.name: w.size for w in self.wheels}
+        model = sum(entry.size for name, entry in self.files.items() if name.startswith("artifact/"))
+        return sizes | ({"artifact": model} if model else {})
+
+    def to_json(self) -> dict[str, Any]:
+        """What `bundle --json` prints."""
+        return {
+            "bundle": str(self.path),
+            "archive": str(self.archive) if self.archive else None,
+            "archive_bytes": self.archive.stat().st_size if self.archive else None,
+            "name": self.name,
+            "device": self.device,
+            "engine": self.engine,
+            "digest": self.digest,
+            "size_bytes": self.size,
+            "sizes": self.sizes,
+        }
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The artifact a bundle is made from."""
+
+    directory: Path
+    manifest: Manifest
+
+
+def make_bundle(
+    artifact: Path | None,
+    device: Target,
+    engine: str | None,
+    out: Path,
+    *,
+    wheels: Path | None = None,
+    with_model: bool = True,
+    kind: archive.Kind | None = "gz",
+    progress: Progress,
+) -> Bundle:
+    """Make OUT/NAME-DEVICE-ENGINE/ and an archive beside it; one of that name is replaced when all is done.
+
+    `artifact` None, or `with_model` False: the runtime alone. `engine` None: the first of the device's that the
+    artifact has a format for. `wheels` keeps wheels between bundles. `kind` None: no archive. Raises UsageError,
+    ArtifactError for an artifact that is not intact, PlanError for a device that no bundle can be made for,
+    DependencyError where the wheel of llama.cpp was not built, SourceError and ResourceError.
+    """
+    if kind == "zst":
+        archive.zstandard()  # refused before minutes of work
+    engine = _check(device, engine)
+    model, engine = _model(artifact, device, engine, progress)
+    llama = _llama(device, wheels) if engine == "llamacpp" else None
+    name = _name(model.manifest.name) if model else _WITHOUT_MODEL
+    title = f"{name}-{device.name}-{engine}"
+    with _reported(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with _alone(out, title), TemporaryDirectory(dir=out, prefix=f".{title}.") as scratch:
+            folder = Path(scratch) / title
+            (folder / "wheels").mkdir(parents=True)
+            _collect(device, engine, folder / "wheels", wheels, llama, progress)
+            if model and with_model:
+                _copy(model, folder / "artifact", progress)
+            made = _describe(folder, device, engine, name, model if with_model else None)
+            packed = _pack(folder, kind, progress)
+            return _publish(made, packed, out)
+
+
+def _check(device: Target, engine: str | None) -> str | None:
+    if engine is not None and engine not in ENGINES:
+        raise UsageError(f"there is no engine {engine[:40]!r}; there are: {', '.join(ENGINES)}.", hint="--engine ort")
+    tags = wheels.platform_tags(device)
+    if device.os not in installer.SYSTEMS or not tags:
+        raise PlanError(
+            f"{device.name}: bundles are for systems with a POSIX shell and published wheels; its system is "
+            f"{device.os} with {'wheel tags' if tags else 'no wheel tags'}; nothing was made.",
+            hint="install edgeship-runtime there with pip, and copy the artifact's directory",
+        )
+    return engine
+
+
+def _model(artifact: Path | None, device: Target, engine: str | None, progress: Progress) -> tuple[_Model | None, str]:
+    """The artifact, checked byte by byte, and the engine that runs it on `device`."""
+    order = [engine] if engine else [e for e in device.engines if e in ENGINES]
+    if artifact is None:
+        return None, order[0]
+    try:
+        directory = locate(artifact, tuple(FORMAT_OF[e] for e in order))
+        manifest = read_manifest(directory)
+        if not manifest.sealed:
+            hint = "`edgeship export` makes artifacts that can be verified on the device"
+            raise ArtifactError(f"{directory}: expected {MANIFEST_NAME}, found none; nothing was made.", hint=hint)
+        runs = [e for e in order if FORMAT_OF[e] == manifest.format]
+        if not runs:
+            raise UsageError(
+                f"{directory}: an artifact of the format {manifest.format}, which {' and '.join(order)} "
+                f"{'does' if len(order) == 1 else 'do'} not run on {device.name}; nothing was made.",
+                hint=f"the formats of an artifact lie beside each other: {', '.join(FORMATS)}",
+            )
+        progress.start(0, f"checking {directory}")
+        problems = check_files(directory, manifest)
+        progress.finish()
+    except EdgeshipRuntimeError as error:
+        raise ArtifactError(error.message, hint=error.hint) from error
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        hint = "make it again: edgeship export ... --force"
+        raise ArtifactError(f"{directory}: not intact: {problems[0]}{more}; nothing was made.", hint=hint)
+    return _Model(directory, manifest), runs[0]
+
+
+def _llama(device: Target, keep: Path | None) -> Path:
+    given = wheels.read_wheels(keep) if keep is not None and keep.is_dir() else []
+    found = [w.path for w in given if w.name == LLAMA and w.suits(device.arch)]
+    path = found[0] if found else llamacpp_wheel.find_wheel(device)
+    if path is None:
+        raise DependencyError(
+            f"{device.name}: there is no wheel of llama.cpp for {device.arch} yet, and the registry has none.",
+            hint=f"edgeship wheel-llamacpp --device {device.name} (once, some ten CPU minutes), or --engine ort",
+        )
+    return path
+
+
+def _name(name: str) -> str:
+    """The artifact's name as one that every shell and file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "artifact"
+
+
+def _collect(
+    device: Target, engine: str, into: Path, keep: Path | None, llama: Path | None, progress: Progress
+) -> None:
+    wheels.collect(device, engine, into, keep=keep, llama=llama, progress=progress)
+    for wheel in wheels.read_wheels(into):
+        if not wheel.suits(device.arch):
+            text = f"{wheel.path.name}: expected a wheel for {device.arch}, found one for {wheel.platform}."
+            raise PlanError(text, hint=f"check `wheel_tags` of the device {device.name}")
+
+
+def _copy(model: _Model, to: Path, progress: Progress) -> None:
+    names = sorted([MANIFEST_NAME, *model.manifest.files])
+    progress.start(sum(entry.size for entry in model.manifest.files.values()), "artifact")
+    for name in names:
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model.directory / name, to / name)
+        progress.advance(model.manifest.files[name].size if name in model.manifest.files else 0, name)
+    progress.finish()
+
+
+def _describe(folder: Path, device: Target, engine: str, name: str, model: _Model | None) -> Bundle:
+    """Write what a bundle says of itself: requirements.txt, install.sh, README.md and bundle.json."""
+    found = wheels.read_wheels(folder / "wheels")
+    (folder / "requirements.txt").write_text(wheels.requirements(found), encoding="utf-8")
+    files = collect_files(folder)
+    _check_copy(files, model)
+    carried = {"device": device.name, "engine": engine, "files": {n: e.sha256 for n, e in files.items()}}
+    digest = hashlib.sha256(json.dumps(carried, sort_keys=True).encode()).hexdigest()
+    model_bytes = sum(entry.size for n, entry in files.items() if n.startswith("artifact/"))
+    facts = installer.Facts(
+        name=name,
+        digest=digest[:_DIGITS],
+        device=device.name,
+        os=device.os,
+        arch=device.arch,
+        pythons=device.python,
+        glibc=wheels.glibc(found) if device.os == "linux" else "",
+        engine=engine,
+        needs_mb=(wheels.installed_bytes(found) + model_bytes) // 1_000_000 + _SPARE_MB,
+        pip=next(w.path.name for w in found if w.name == wheels.INSTALLER),
+        artifact=model is not None,
+    )
+    (folder / "install.sh").write_text(installer.install_script(facts), encoding="utf-8")
+    (folder / "install.sh").chmod(0o755)
+    (folder / "README.md").write_text(installer.readme(facts), encoding="utf-8")
+    files = dict(sorted((files | collect_files(folder, skip=files)).items()))
+    body = _body(facts, digest, files, found, model)
+    (folder / "bundle.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    return Bundle(folder, None, name, device.name, engine, digest, files, tuple(found))
+
+
+def _check_copy(files: Mapping[str, FileEntry], model: _Model | None) -> None:
+    for name, entry in model.manifest.files.items() if model else ():
+        if files[f"artifact/{name}"] != entry:
+            hint = "it was changed meanwhile; run it again"
+            raise ArtifactError(
+                f"{name}: the copy is not what the artifact's manifest says; nothing was made.", hint=hint
+            )
+
+
+def _body(
+    facts: installer.Facts, digest: str, files: Mapping[str, FileEntry], found: Sequence[Wheel], model: _Model | None
+) -> dict[str, Any]:
+    artifact = None
+    if model:
+        sealed = files[f"artifact/{MANIFEST_NAME}"].sha256  # names every other file with its hash
+        artifact = {"name": model.manifest.name, "format": model.manifest.format, "digest": sealed}
+    return {
+        "schema": SCHEMA,
+        "edgeship": __version__,
+        "name": facts.name,
+        "device": facts.device,
+        "engine": facts.engine,
+        "digest": digest,
+        "artifact": artifact,
+        "target": {"os": facts.os, "arch": facts.arch, "python": list(facts.pythons), "glibc": facts.glibc},
+        "needs_mb": facts.needs_mb,
+        "wheels": [{"file": w.path.name, "name": w.name, "version": w.version, "size": w.size} for w in found],
+        "files": {name: {"size": entry.size, "sha256": entry.sha256} for name, entry in files.items()},
+    }
+
+
+def _pack(folder: Path, kind: archive.Kind | None, progress: Progress) -> Path | None:
+    if kind is None:
+        return None
+    path = folder.with_name(f"{folder.name}.tar.{kind}")
+    progress.start(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), path.name)
+    archive.write_archive(folder, path, kind, progress.advance)
+    progress.finish()
+    return path
+
+
+def _publish(made: Bundle, packed: Path | None, out: Path) -> Bundle:
+    """Move folder and archive from the scratch folder into `out`, in the place of older ones."""
+    final, old = out / made.path.name, made.path.with_name("old")
+    if final.is_symlink() or (final.exists() and not (final / "bundle.json").is_file()):
+        hint = "move it away, or pass another --out"
+        raise ArtifactError(f"{final}: exists and is no bundle; nothing was made.", hint=hint)
+    if final.exists():
+        final.rename(old)
+    made.path.rename(final)
+    for kind in archive.KINDS:  # one of an older bundle would not be of this folder
+        (out / f"{final.name}.tar.{kind}").unlink(missing_ok=True)
+    if packed:
+        packed = packed.rename(out / packed.name)
+    found = tuple(wheels.read_wheels(final / "wheels"))
+    return Bundle(final, packed, made.name, made.device, made.engine, made.digest, made.files, found)
+
+
+@contextmanager
+def _alone(out: Path, title: str) -> Iterator[None]:
+    """Hold the lock of one bundle, and remove what a command that was killed has left of it."""
+    path = out / f".{title}.lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ArtifactError(f"{out}: another command is making {title} right now.", hint="wait for it to end") from None
+    try:
+        for left in out.glob(f".{title}.*"):
+            if left.is_dir():
+                shutil.rmtree(left)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def _reported(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"{out}: the disk is full; nothing was made."
+            raise ResourceError(text, hint="free some space, or pass another --out") from error
+        text = f"{error.filename or out}: {error.strerror or error}; nothing was made."
+        raise ArtifactError(text, hint="check the path, or pass another --out") from error

@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help llamacpp export plan devices bundle wheel-llamacpp validate report run chat info verify recipes test check format docs wheel bench bench-gguf bench-plan train clean
+.PHONY: help llamacpp export plan devices bundle wheel-llamacpp validate report run chat info verify recipes test test-device check format docs wheel bench bench-gguf bench-plan train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,11 @@ report: .venv/.run ## what regressed between validations
 test: .venv/.test ## the test suite (TESTS="..." for a part of it)
 	@$(BIN)/pytest --numprocesses auto $(TESTS)
 
+test-device: .venv/.test .venv/.llamacpp ## the whole path on emulated Raspberry Pis 4 and 5 (root; half an hour the first time)
+	@$(BIN)/edgeship wheel-llamacpp --device raspberry-pi-4-8gb
+	@$(BIN)/edgeship wheel-llamacpp --device raspberry-pi-5-8gb --cpu device
+	@$(BIN)/pytest -m device -rs $(or $(TESTS),tests/device)
+
 check: .venv/.check ## formatting, lint, types, import contracts, generated docs
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -124,4 +129,4 @@ train: .venv/.test ## train the embedded tiny model again (half an hour on two c
 	@$(BIN)/python -m edgeship.tiny.train --out $(OUT)/tiny-checkpoint
 
 clean: ## remove .venv and artifacts
-	rm -rf .venv $(OUT) dist
+	rm -rf .venv .cache $(OUT) dist

@@ -282,13 +282,12 @@ run() {
 
 check_bundle
 [ -n "$present" ] || install
+printf 'checking the engine\n'
+[ -n "$has_artifact" ] || run -c "$check"
+run -m edgeship_runtime doctor # finds wheels for another processor, which import and crash later
 if [ -n "$has_artifact" ]; then
     printf 'verifying the artifact\n'
     run -m edgeship_runtime verify "$prefix/artifact"
-else
-    printf 'checking the engine\n'
-    run -c "$check"
-    run -m edgeship_runtime doctor # finds wheels for another processor, which import and crash later
 fi
 if [ -z "$present" ]; then
     sync # a power cut must not leave a version that is named but not written

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -345,8 +346,10 @@ def test_stopped(
 ) -> None:
     reached = tmp_path / "reached"
     command = ["sh", str(bundle(verdict=f"wait {reached}") / "install.sh")]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=board.environment(), start_new_session=True, **quiet)  # type: ignore[call-overload]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # A suite run by nohup hands down an ignored SIGHUP, which no shell can trap.
+    quiet["preexec_fn"] = lambda: signal.signal(sent, signal.SIG_DFL)
+    process = subprocess.Popen(command, env=board.environment(), start_new_session=True, **quiet)
     deadline = time.monotonic() + 60
     while not reached.exists():
         assert time.monotonic() < deadline

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import edgeship_runtime
 from command_line import ROOT, Ended
-from edgeship_runtime.engines import llamacpp
-from edgeship_runtime.errors import DependencyError
+from edgeship_runtime.engines import llama_library, llamacpp
+from edgeship_runtime.errors import ArtifactError, DependencyError
 from edgeship_runtime.manifest import read_manifest
+from gguf_bytes import UNRUNNABLE
 from toy_artifact import write_toy
 from toy_gguf import ToyGguf, needs_llamacpp, write_toy_gguf, write_toy_gguf_artifact
 
@@ -78,6 +80,16 @@ except EdgeshipRuntimeError as error:
         assert says in error["message"]
         assert "pip install 'edgeship-runtime[llamacpp]'" in error["hint"]
         assert "ten minutes" in error["hint"] or "lacks" in says
+
+    def test_the_reason_is_heard_though_another_took_the_log(self, tmp_path: Path) -> None:
+        make, reason = UNRUNNABLE["an unknown architecture"]
+        path = tmp_path / "model.gguf"
+        path.write_bytes(make())
+        llama_cpp = llama_library.library()
+        other = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(other, None)
+        with pytest.raises(ArtifactError, match=reason):
+            edgeship_runtime.load(path, threads=1)
 
     def test_an_older_one_than_the_artifact_needs(self, tmp_path: Path) -> None:
         toy = write_toy_gguf_artifact(tmp_path / "gguf")

@@ -54,7 +54,7 @@ def library() -> ModuleType:
         missing = missing_package("llama-cpp-python>=0.3.36", "llamacpp", "running a GGUF file")
         missing.message += f"; the one installed lacks {lacking[0]}"
         raise missing
-    module.llama_log_set(_listener(module), None)
+    module.llama_log_set(_listener(module), None)  # before it looks at the processor
     _load_variants(module)
     module.llama_backend_init()
     return module
@@ -121,6 +121,13 @@ def errors() -> list[str]:
     return found
 
 
+def listen() -> None:
+    """Take llama.cpp's log and clear `errors`: whoever else in the process uses llama.cpp may have taken it since."""
+    lib = library()
+    lib.llama_log_set(_listener(lib), None)
+    errors().clear()
+
+
 def failure(what: str, kind: type[EdgeshipRuntimeError], hint: str) -> EdgeshipRuntimeError:
     """An error of `kind` with the first thing llama.cpp said about it; ResourceError where that is memory."""
     said = next((re.sub(r"^[\w:~]+: ", "", line.strip()) for line in errors()), "llama.cpp did not say why")
@@ -147,7 +154,7 @@ class LoadedModel:
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if mmap else lib.LLAMA_LOAD_MODE_NONE
         params.n_gpu_layers = 0  # this runtime is about processors: a build with a GPU must measure alike
         params.vocab_only = vocabulary_only
-        errors().clear()
+        listen()
         self.path = path
         self.pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:

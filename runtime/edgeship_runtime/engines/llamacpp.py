@@ -27,7 +27,7 @@ from edgeship_runtime.engines.checks import (
     choose_threads,
     foreign_id,
 )
-from edgeship_runtime.engines.llama_library import LoadedModel, errors, failure, library
+from edgeship_runtime.engines.llama_library import LoadedModel, failure, library, listen
 from edgeship_runtime.errors import ArtifactError, EngineError, UsageError
 from edgeship_runtime.gguf import read_header
 from edgeship_runtime.gguf_model import read_model
@@ -191,7 +191,7 @@ def _open_context(
     params.type_k = params.type_v = kv_type
     params.flash_attn_type = flash_attention
     params.offload_kqv = params.op_offload = False
-    errors().clear()
+    listen()
     with loaded:
         pointer = lib.llama_init_from_model(loaded.pointer, params)
     if not pointer:
@@ -228,7 +228,7 @@ class LlamaEngine:
     def adapt(self, adapters: Mapping[Path, float]) -> None:
         """Add LoRA adapters, each with its scale; raises ArtifactError for one of another model."""
         lib, pointers = self._lib, []
-        errors().clear()
+        listen()
         with self.loaded:
             for path in adapters:
                 pointers.append(lib.llama_adapter_lora_init(self.loaded.pointer, os.fsencode(path)))

@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ARCH = {"arm64": "aarch64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
+STEPS = ["probe", "space", "push", "install", "doctor", "verify", "bench", "fetch"]
+QUICK: dict[str, Any] = {"repeats": 1, "prompt_tokens": 8, "decode_tokens": 4, "threads": 1}
+
 # The interface of the real install.sh. `venv/bin/python` drops -I, so that the packages of the tests are found.
 INSTALL = r"""
 set -eu

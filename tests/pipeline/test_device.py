@@ -123,7 +123,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("  budgets: ours", "  budgets: ''", "sources.budgets"),
         ('python: ["3.11"]', "python: [3.11]", "python[0]: expected text"),
         ('python: ["3.11"]', "python: ['3.11; x']", "python[0]: expected a value such as '3.11'"),
-        ("[manylinux_2_28_aarch64]", "['--index-url']", "wheel_tags[0]: expected a value such as manylinux_2_28"),
+        ("[manylinux_2_28_aarch64]", "['--target']", "wheel_tags[0]: expected a value such as manylinux_2_28"),
         ("description: a board", "name: other", "a device is called after its file"),
         ("description: a board", "host: pi@10.0.0.7", "unknown key 'host'"),
     ],

@@ -4,8 +4,9 @@ compare_decode.py FILE.gguf [--bench LLAMA_BENCH] [--threads 2] [--prompt 64] [-
 
 Each measurement is a process of its own, and the sides take turns in changing order: what drifts on the machine,
 drifts for all. Prints medians over the rounds and the median of the ratios of a round. On a machine with other work
-these still scatter by a tenth, so the last line is measured closer: in one process, four tokens by our engine in turn
-with four by the loop that llama-bench times (llama_decode and llama_synchronize, random tokens).
+these still scatter by a tenth, so the last lines are measured closer: in one process, four tokens by our engine in turn
+with four by the loop that llama-bench times (llama_decode and llama_synchronize, random tokens), and by the high-level
+API's `generate`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from process import machine
 
@@ -50,24 +52,24 @@ def main() -> None:
             f"{side:<18} prefill {prefill:8.1f} tokens/s, decode {decode:7.2f} tokens/s; "
             f"edgeship-runtime / this: prefill {ratios[0]:.3f}, decode {ratios[1]:.3f}"
         )
-    ratio, ours_speed, loop_speed = in_turns(arguments)
-    print(
-        f"in turns, {TURNS} times {BLOCK} tokens: edgeship-runtime {ours_speed:.2f} tokens/s, llama-bench's loop "
-        f"{loop_speed:.2f}, ratio {ratio:.4f}"
-    )
+    for other, (ratio, ours_speed, speed) in in_turns(arguments).items():
+        print(
+            f"in turns, {TURNS} times {BLOCK} tokens: edgeship-runtime {ours_speed:.2f} tokens/s, {other} "
+            f"{speed:.2f}, ratio {ratio:.4f}"
+        )
 
 
 TURNS, BLOCK = 40, 4
 
 
-def in_turns(arguments: argparse.Namespace) -> tuple[float, float, float]:
-    """Median ratio and both median speeds of our engine and llama-bench's loop, on contexts of one loaded model."""
+def in_turns(arguments: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
+    """Median ratio and both median speeds of our engine beside llama-bench's loop and the high-level API."""
     import edgeship_runtime
     from edgeship_runtime.engines.llama_library import library
     from edgeship_runtime.engines.llamacpp import FLASH_ATTENTION, KV_TYPES, _open_context
 
     lib, threads = library(), arguments.threads
-    context = arguments.prompt + TURNS * BLOCK + 2 * BLOCK
+    context = arguments.prompt + 2 * TURNS * BLOCK + 2 * BLOCK
     with edgeship_runtime.load(arguments.file, threads=threads, context=context, engine="llamacpp") as model:
         size = model.engine.vocab_size
         ids = prompt(size, arguments)
@@ -93,9 +95,29 @@ def in_turns(arguments: argparse.Namespace) -> tuple[float, float, float]:
                 lib.llama_synchronize(opened.pointer)
             return BLOCK / (time.perf_counter() - started)
 
-        pairs = [(ours(), loop()) if turn % 2 else (loop(), ours())[::-1] for turn in range(TURNS)]
-    speeds = [statistics.median(side) for side in zip(*pairs, strict=True)]
-    return statistics.median(a / b for a, b in pairs), speeds[0], speeds[1]
+        theirs = open_high_level(arguments, context).generate(ids, temp=0.0, repeat_penalty=1.0)
+        next(theirs)
+
+        def high_level() -> float:
+            started = time.perf_counter()
+            for _ in range(BLOCK):
+                next(theirs)
+            return BLOCK / (time.perf_counter() - started)
+
+        sides = {"llama-bench's loop": loop, "llama-cpp-python's generate": high_level}
+        found = {}
+        for name, other in sides.items():
+            pairs = [(ours(), other()) if turn % 2 else (other(), ours())[::-1] for turn in range(TURNS)]
+            speeds = [statistics.median(side) for side in zip(*pairs, strict=True)]
+            found[name] = statistics.median(a / b for a, b in pairs), speeds[0], speeds[1]
+    return found
+
+
+def open_high_level(arguments: argparse.Namespace, context: int) -> Any:
+    from llama_cpp import Llama
+
+    threads = arguments.threads
+    return Llama(str(arguments.file), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False)
 
 
 def measure(side: str, arguments: argparse.Namespace) -> tuple[float, float]:
@@ -127,15 +149,7 @@ def edgeship_runtime(arguments: argparse.Namespace) -> tuple[float, float]:
 
 
 def llama_cpp_python(arguments: argparse.Namespace) -> tuple[float, float]:
-    from llama_cpp import Llama
-
-    model = Llama(
-        str(arguments.file),
-        n_ctx=arguments.prompt + arguments.tokens + 1,
-        n_threads=arguments.threads,
-        n_threads_batch=arguments.threads,
-        verbose=False,
-    )
+    model = open_high_level(arguments, arguments.prompt + arguments.tokens + 1)
     next(model.generate([1], temp=0.0))
     model.reset()
     started = time.perf_counter()

@@ -37,9 +37,9 @@ from edgeship_runtime.errors import (
 from edgeship_runtime.manifest import Manifest, ModelFacts, artifact_file
 from edgeship_runtime.strict import Fields, read_json
 
-CHUNK = 256
-"""Tokens of a prompt per run: 512 gain nothing (1.5B, two threads) and take 55 MB more, and 156 MB more of logits where
-the graph gives them for all positions."""
+CHUNK = 128
+"""Tokens of a prompt per run: 256 and 512 gain nothing (1.5B, two threads) and take up to 75 MB more, and up to 233 MB
+more of logits where the graph gives them for all positions."""
 
 _MAX_CONFIG = 1 << 20
 _ERROR_LINES = 400  # characters of an engine's message that fit one screen
@@ -65,7 +65,7 @@ def open_engine(directory: Path, manifest: Manifest, *, context: int, threads: i
     Raises DependencyError without onnxruntime or with too old a one, UsageError for a context or thread number that
     cannot be, ArtifactError for a graph that does not load or is not the manifest's, ResourceError without memory.
     """
-    ort = _import_onnxruntime()
+    ort = import_onnxruntime()
     check_version("onnxruntime", ort.__version__, manifest)
     check_context(context, manifest)
     threads = choose_threads(threads, manifest)
@@ -75,7 +75,7 @@ def open_engine(directory: Path, manifest: Manifest, *, context: int, threads: i
         if name.startswith(f"{manifest.model_file}."):  # the weights: a cut file would fault while it is mapped
             artifact_file(directory, manifest, name)
     names = _Names() if manifest.sealed else _genai_names(directory)
-    session = _open_session(ort, model, threads)
+    session = open_session(ort, model, threads)
     return OrtEngine(ort, session, names, facts, context=context, threads=threads)
 
 
@@ -165,7 +165,7 @@ class OrtEngine:
         try:
             self._session.run_with_iobinding(binding, self._one if count == 1 else self._many)
         except Exception as error:  # onnxruntime raises its own types, and RuntimeError
-            raise _translated(error, "onnxruntime could not run the model", EngineError) from None
+            raise translated(error, "onnxruntime could not run the model", EngineError) from None
         self.length = total
 
     def _last(self, count: int) -> NDArray[np.float32]:
@@ -219,7 +219,8 @@ def _forget(pages: mmap.mmap) -> None:
             pages.madvise(mmap.MADV_DONTNEED)
 
 
-def _import_onnxruntime() -> ModuleType:
+def import_onnxruntime() -> ModuleType:
+    """The package, silent; raises DependencyError without it."""
     try:
         import onnxruntime
     except ImportError:
@@ -229,7 +230,8 @@ def _import_onnxruntime() -> ModuleType:
     return onnxruntime  # type: ignore[no-any-return]
 
 
-def _open_session(ort: ModuleType, model: Path, threads: int) -> Any:
+def open_session(ort: ModuleType, model: Path, threads: int) -> Any:
+    """A session on the CPU; raises ArtifactError for a graph that does not load, ResourceError without memory."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
@@ -238,10 +240,11 @@ def _open_session(ort: ModuleType, model: Path, threads: int) -> Any:
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, and RuntimeError
-        raise _translated(error, f"{model}: onnxruntime {ort.__version__} cannot load it", ArtifactError) from None
+        raise translated(error, f"{model}: onnxruntime {ort.__version__} cannot load it", ArtifactError) from None
 
 
-def _translated(error: Exception, what: str, kind: type[EdgeshipRuntimeError]) -> EdgeshipRuntimeError:
+def translated(error: Exception, what: str, kind: type[EdgeshipRuntimeError]) -> EdgeshipRuntimeError:
+    """An error of onnxruntime as one of ours: `kind`, or ResourceError where memory ran out."""
     text = " ".join(str(error).split())
     text = text if len(text) <= _ERROR_LINES else f"{text[:_ERROR_LINES]}…"
     if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:

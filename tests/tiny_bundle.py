@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
 import shlex
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -31,17 +33,23 @@ prefix=$2
 base=$(dirname -- "$prefix")
 if [ "${3-}" = --uninstall ]; then rm -rf -- "$prefix" "$base/current"; exit 0; fi
 here=$(cd -- "$(dirname -- "$0")" && pwd)
+if [ -f "$prefix/.edgeship-installed" ]; then ln -sfn -- "${prefix##*/}" "$base/current"; exit 0; fi
 trap '[ -z "${made-}" ] || rm -rf -- "$prefix"' EXIT
-mkdir -p -- "$prefix/venv/bin"
+trap 'exit 143' TERM
+rm -rf -- "$prefix"
 made=yes
+mkdir -p -- "$prefix/venv/bin"
 cp -R -- "$here/artifact" "$prefix/artifact"
 cat > "$prefix/venv/bin/python" <<END
 #!/bin/sh
 shift
+told=\$(dirname -- "\$0")/../doctor.json
+[ "\${3-}" = doctor ] && [ -f "\$told" ] && exec cat -- "\$told"
 PYTHONPATH=@RUNTIME@ exec @PYTHON@ "\$@"
 END
 chmod +x "$prefix/venv/bin/python"
-"$prefix/venv/bin/python" -I -m edgeship_runtime verify "$prefix/artifact" || exit 14
+if [ -f "$here/wheels/doctor.json" ]; then cp -- "$here/wheels/doctor.json" "$prefix/venv"
+else "$prefix/venv/bin/python" -I -m edgeship_runtime verify "$prefix/artifact" || exit 14; fi
 printf '%s\n' @DIGEST@ > "$prefix/.edgeship-installed"
 made=
 ln -sfn -- "${prefix##*/}" "$base/current"
@@ -72,15 +80,36 @@ def device(**fields: Any) -> Device:
     return Device.model_validate(values | fields)
 
 
+@functools.cache
+def doctor() -> str:
+    """What the doctor says of this machine."""
+    asked = [sys.executable, "-m", "edgeship_runtime", "doctor", "--json"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+
+
 def write_bundle(
-    folder: Path, *, digest: str = "0123456789ab", install: str = INSTALL, weights: bytes = b"", **members: Any
+    folder: Path,
+    *,
+    digest: str = "0123456789ab",
+    install: str = INSTALL,
+    weights: bytes = b"",
+    whole: bool = False,
+    **members: Any,
 ) -> Path:
-    """Write the bundle; `weights`: a large file beside the wheels, `members` laid over bundle.json."""
+    """Write the bundle; `weights`: a large file beside the wheels, `members` laid over bundle.json.
+
+    Unless it is `whole` the installation does not verify, and the doctor is asked once for all tests.
+    """
     write_acceptance(write_toy(folder / "artifact"))
     (folder / "wheels").mkdir()
     with zipfile.ZipFile(folder / "wheels/edgeship_runtime-0.1.0-py3-none-any.whl", "w") as wheel:
-        for path in sorted((ROOT / "runtime/edgeship_runtime").rglob("*.py")):
+        for path in sorted((ROOT / "runtime/edgeship_runtime").rglob("*.py")) if whole else ():
             wheel.write(path, path.relative_to(ROOT / "runtime"))
+        if not whole:
+            wheel.writestr("edgeship_runtime/__init__.py", "")
+            wheel.writestr("edgeship_runtime/__main__.py", f"print({doctor()!r})")
+    if not whole:
+        (folder / "wheels/doctor.json").write_text(doctor())
     if weights:
         (folder / "wheels/weights.bin").write_bytes(weights)
     values = {"RUNTIME": str(ROOT / "runtime"), "PYTHON": sys.executable, "DIGEST": digest}

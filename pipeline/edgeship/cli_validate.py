@@ -14,8 +14,8 @@ import typer
 from edgeship.errors import ArtifactError, UsageError, VerdictError
 
 if TYPE_CHECKING:
-    from edgeship.device import Device
     from edgeship.ship.contents import Contents
+    from edgeship.ship.course import Options
     from edgeship.ship.report import History
     from edgeship.ship.transports import Transport
     from edgeship.ship.validate import Outcome
@@ -38,9 +38,14 @@ def validate(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT|BUNDLE", help="An artifact, or a bundle's folder.")],
     device: Annotated[str, typer.Option("--device", metavar="D", help="The profile of the board.")],
     host: Annotated[
-        list[str],
-        typer.Option("--host", metavar="H", help="[USER@]HOST[:PORT] over ssh, or local; several are done at once."),
-    ],
+        list[str] | None,
+        typer.Option(
+            "--host",
+            metavar="H",
+            help="[USER@]HOST[:PORT] over ssh, adb[:SERIAL], or local (what it is for --device local); "
+            "several are done at once.",
+        ),
+    ] = None,
     engine: Annotated[str | None, typer.Option("--engine", metavar="E", help="ort or llamacpp.")] = None,
     bundles: Annotated[Path, typer.Option("--bundles", metavar="DIR", help="Where bundles go.")] = Path("dist/bundles"),
     wheels: Annotated[Path | None, typer.Option("--wheels", metavar="DIR", help="Wheels kept between bundles.")] = None,
@@ -57,6 +62,10 @@ def validate(
     timeout: Annotated[
         str, typer.Option("--timeout", metavar="TIME", help="Longest run of one command there.")
     ] = "30m",
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Install and verify again, though neither files nor board changed since."),
+    ] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove older versions from the board at the end.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be run and sent; connect nowhere.")
@@ -67,9 +76,17 @@ def validate(
 
     Only what changed is sent, and what was cut off goes on when the same command is run again. The board needs a
     POSIX shell and Python. Exits with 14 where the verdict is fail.
+
+    A second validation of an unchanged artifact hashes its files again and measures again; the answer of verify
+    stands, and the report says so, until the board is restarted or --fresh asks anew.
+
+    No bundle is made for --device local, which is validated where it lies, and for Android, where the runtime has to
+    be installed in Termux before. adb was tested with a stand-in of a device, and with no phone.
     """
     from edgeship import catalog
-    from edgeship.ship.steps import Options
+    from edgeship.device import LOCAL
+    from edgeship.ship.contents import is_bundle, read_plain
+    from edgeship.ship.course import Options
     from edgeship.ship.teller import teller_for
     from edgeship.ship.validate import validate as run
 
@@ -83,15 +100,24 @@ def validate(
         threads=threads,
         timeout=max(1.0, seconds(timeout, "--timeout")),
         prune=prune,
+        fresh=fresh,
     )
-    contents = _contents(artifact, profile, engine, bundles, wheels, quiet=as_json)
+    hosts = host or (["local"] if device == LOCAL else [])
+    if not hosts:
+        raise UsageError(
+            "--host is missing", hint="for instance --host pi@10.0.0.7, or --device local for this machine"
+        )
+    plain = (profile.os == "android" or (device == LOCAL and hosts == ["local"])) and not is_bundle(artifact)
     done = run(
-        contents,
-        host,
+        read_plain(artifact, profile, engine)
+        if plain
+        else _contents(artifact, options, engine, bundles, wheels, quiet=as_json),
+        hosts,
         options,
         open_transport=lambda each: _open(each, ssh_option or (), dry_run=dry_run, as_json=as_json),
         reports=reports,
         teller=teller_for(sys.stderr, quiet=as_json or dry_run),
+        plain=plain,
     )
     if len(done) == 1 and done[0].error:
         raise done[0].error
@@ -115,33 +141,35 @@ def seconds(text: str, option: str) -> float:
 
 
 def _open(host: str, options: Sequence[str], *, dry_run: bool, as_json: bool) -> Transport:
-    from edgeship.ship.transports import open_transport, parse_target
+    from edgeship.ship.transports import open_transport
     from edgeship.ship.transports.dry_run import DryRunTransport
 
+    opened = open_transport(host, options)  # connects when first used, and says what is wrong with the host now
     if not dry_run:
-        return open_transport(host, options)
-    if host != "local":
-        parse_target(host)
+        return opened
     stream = sys.stderr if as_json else sys.stdout
     return DryRunTransport(host, lambda text: print(f"{host}: {text}", file=stream))
 
 
 def _contents(
-    artifact: Path, device: Device, engine: str | None, bundles: Path, wheels: Path | None, *, quiet: bool
+    artifact: Path, options: Options, engine: str | None, bundles: Path, wheels: Path | None, *, quiet: bool
 ) -> Contents:
-    """What is sent: the bundle given, or one made of the artifact."""
+    """What is sent: the bundle given, or one made of the artifact, now or for a validation before."""
     from edgeship.progress import progress_for
     from edgeship.ship.contents import is_bundle, read_contents
 
-    path = artifact
+    path, device, contents = artifact, options.device, None
     if not is_bundle(artifact):
         from edgeship.ship.bundle import make_bundle  # not at the top: a bundle that is there needs none of it
+        from edgeship.ship.kept_bundle import KeptBundle
 
-        made = make_bundle(
-            artifact, device, engine, bundles, wheels=wheels, kind=None, progress=progress_for(quiet=quiet)
-        )
-        path = made.path
-    contents = read_contents(path)
+        kept = KeptBundle(artifact, device, engine, bundles, wheels)
+        contents = None if options.fresh else kept.find()
+        if contents is None:
+            progress = progress_for(quiet=quiet)
+            path = make_bundle(artifact, device, engine, bundles, wheels=wheels, kind=None, progress=progress).path
+            kept.remember()
+    contents = contents or read_contents(path)
     for name, wanted, there in (("--device", device.name, contents.device), ("--engine", engine, contents.engine)):
         if wanted is not None and wanted != there:
             hint = f"give {name} {there}, or the artifact in place of the bundle"

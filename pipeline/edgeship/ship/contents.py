@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeship.errors import ArtifactError
+from edgeship.device import Device
+from edgeship.errors import ArtifactError, UsageError
+from edgeship_runtime.engines import FORMAT_OF
 from edgeship_runtime.errors import EdgeshipRuntimeError
 from edgeship_runtime.files import FileEntry, describe_file, names_problem, resolve_inside
-from edgeship_runtime.manifest import Manifest, read_manifest
+from edgeship_runtime.manifest import MANIFEST_NAME, Manifest, check_files, locate, read_manifest
 from edgeship_runtime.strict import Fields, read_json
 
 NAME = "bundle.json"
@@ -108,6 +110,45 @@ def _read(path: Path) -> Contents:
         needs_bytes=top.integer("needs_mb", 0, 1 << 30) * 1_000_000,
         files=found,
         manifest=read_manifest(path / ARTIFACT),
+    )
+
+
+def read_plain(artifact: Path, device: Device, engine: str | None) -> Contents:
+    """Read and check an artifact that needs no bundle, since `device` has a runtime: `files` are its own.
+
+    `engine` None: the first of the device's that the artifact has a format for. Raises ArtifactError, UsageError.
+    """
+    order = [engine] if engine else [each for each in device.engines if each in FORMAT_OF]
+    if not set(order) <= FORMAT_OF.keys():
+        raise UsageError(
+            f"there is no engine {order[0][:40]!r}; there are: {', '.join(FORMAT_OF)}", hint="--engine ort"
+        )
+    try:
+        path = locate(artifact, tuple(FORMAT_OF[each] for each in order))
+        manifest = read_manifest(path)
+        problems = check_files(path, manifest) if manifest.sealed else [f"expected {MANIFEST_NAME}, found none"]
+        runs = [each for each in order if FORMAT_OF[each] == manifest.format]
+        if problems or not runs:
+            said = (
+                problems[0] if problems else f"of the format {manifest.format}, which {' and '.join(order)} cannot run"
+            )
+            raise ArtifactError(f"{path}: {said}", hint="make it again: edgeship export ... --force")
+        own = describe_file(path / MANIFEST_NAME)
+    except EdgeshipRuntimeError as error:
+        raise ArtifactError(error.message, hint=error.hint) from None
+    return Contents(
+        path=path,
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", manifest.name).strip("-.")[:80] or "artifact",  # as a bundle is named
+        device=device.name,
+        engine=runs[0],
+        digest=own.sha256,
+        artifact_digest=own.sha256,
+        system=device.os,
+        arch=device.arch,
+        pythons=(),
+        needs_bytes=0,
+        files={**manifest.files, MANIFEST_NAME: own},
+        manifest=manifest,
     )
 
 

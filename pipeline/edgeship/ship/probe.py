@@ -29,6 +29,18 @@ printf 'clock=%s\n' "$(date -u +%s)"
 printf 'free=%s\n' "$(df -Pk "$HOME" 2>/dev/null | tail -n 1)"
 printf 'model=%s\n' "$(tr -d '\0' < /proc/device-tree/model 2>/dev/null)"
 printf 'qemu=%s\n' "${QEMU_CPU-}"
+# What is installed needs no look for a Python: it has its own, which says its version before it begins to start.
+if [ -n "$2" ] && [ "$(cat -- "$1/.edgeship-installed" 2>/dev/null)" = "$2" ]; then
+  told=$("$1/venv/bin/python" -I --version 2>/dev/null)
+  case $told in
+    "Python "*)
+      printf 'python=%s %s 64\n' "$1/venv/bin/python" "${told#Python }"
+      current=$(readlink -- "$(dirname -- "$1")/current")
+      [ "$current" = "$(basename -- "$1")" ] && echo installed=yes
+      exit 0 ;;
+  esac
+  echo installed=broken
+fi
 for each in PYTHONS python3; do
   command -v "$each" >/dev/null 2>&1 || continue
   told=$("$each" -I -c 'import struct, sys; print("%d.%d.%d" % sys.version_info[:3], struct.calcsize("P") * 8)') &&
@@ -41,20 +53,27 @@ _ARCHES = {"arm64": "aarch64", "amd64": "x86_64"}
 
 @dataclass(frozen=True)
 class Facts:
-    """What the POSIX commands said; `python` is the first that a bundle for this device can use, empty for none."""
+    """What the POSIX commands said; `python` is the first that a bundle for this device can use, empty for none.
+
+    `installed` is `yes`, `broken` where this version is marked as installed and its Python does not start, or empty.
+    """
 
     home: str
     boot: str
     free_bytes: int | None
     python: str
+    installed: str
     board: Board
 
 
-def read_facts(transport: Transport, pythons: Sequence[str]) -> Facts:
-    """Ask the board; `pythons` are the versions that the device's bundles are made for. Raises HostError."""
+def read_facts(transport: Transport, pythons: Sequence[str], prefix: str = "", digest: str = "") -> Facts:
+    """Ask the board; `pythons` are the versions that the device's bundles are made for.
+
+    `prefix` and `digest`: the folder on the board and the version that may be installed in it. Raises HostError.
+    """
     names = " ".join(f"python{version}" for version in pythons)
     sent = time.time()
-    done = transport.run(["sh", "-c", _FACTS.replace("PYTHONS", names)], timeout=_QUICK)
+    done = transport.run(["sh", "-c", _FACTS.replace("PYTHONS", names), "sh", prefix, digest], timeout=_QUICK)
     if done.code and not transport.pretends:
         hint = "the board needs a POSIX shell as its user's login shell"
         raise HostError(f"the board does not answer: {last_line(done.stderr)}", hint=hint)
@@ -78,11 +97,18 @@ def read_facts(transport: Transport, pythons: Sequence[str]) -> Facts:
         clock_off_s=_clock(first.get("clock", ""), (sent + time.time()) / 2),
         emulated=_emulation(first),
     )
-    return Facts(home, first.get("boot", ""), _free(first.get("free", "")), fit[0] if fit else "", board)
+    return Facts(
+        home=home,
+        boot=first.get("boot", ""),
+        free_bytes=_free(first.get("free", "")),
+        python=fit[0] if fit else "",
+        installed=first.get("installed", ""),
+        board=board,
+    )
 
 
 def check_machine(facts: Facts, arch: str, system: str, pythons: Sequence[str], device: str) -> None:
-    """Raise HostError where a bundle for `device` cannot run on this board."""
+    """Raise HostError where a bundle for `device` cannot run on this board; no `pythons`: any is good."""
     board = facts.board
     another = "give --device the profile of this board (edgeship devices lists them), or check --host"
     expected = {"macos": "darwin", "android": "linux"}.get(system, system)
@@ -90,7 +116,7 @@ def check_machine(facts: Facts, arch: str, system: str, pythons: Sequence[str], 
         raise HostError(f"expected {system} for {device}, found {board.system or 'nothing'}", hint=another)
     if board.arch != arch:
         raise HostError(f"expected a board of {arch} for {device}, found {board.arch or 'nothing'}", hint=another)
-    if not facts.python:
+    if pythons and not facts.python:
         found = f"Python {board.python}" if board.python else "none"
         wanted = " or ".join(pythons)
         hint = f"install python{pythons[0]} with its module venv there, or make a bundle for a device with that Python"

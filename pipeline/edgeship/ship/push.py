@@ -11,26 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeship.errors import HostError
+from edgeship.ship.scripts import LIST, PARTS, SUM
 from edgeship.ship.transports import Source, Transport
 from edgeship.ship.transports.command import SEND_TIMEOUT, last_line, write_error
 from edgeship_runtime.files import FileEntry, name_problem
 
 HASH_TIMEOUT = 1800.0  # seconds: gigabytes on a slow card
+SAME = "same"
+"""In the place of a sum: one file with another whose sum is known."""
 _WORTH_REUSING = 1 << 16  # bytes; smaller files are sent sooner than looked for
 _DAMAGED = 65  # exit code of _RECEIVE for a file that arrived otherwise than it left
-_PARTS = ".parts"
 
 # Boards name the tool differently; both print the sum, two characters and the name. What tools say is read here.
-_SUM = """LC_ALL=C; export LC_ALL
-sum() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi; }
-"""
-_LIST = f"""{_SUM}cd -- "$1" 2>/dev/null || exit 0
-if command -v sha256sum >/dev/null; then set -- sha256sum; else set -- shasum -a 256; fi
-find . -type f ! -path './{_PARTS}/*' -exec "$@" {{}} + || exit
-for f in {_PARTS}/*; do [ -f "$f" ] && echo "part $(wc -c < "$f") $f"; done
-exit 0
-"""
-_SEEK = f"""{_SUM}cd -- "$1" 2>/dev/null || exit 0
+_SEEK = f"""{SUM}cd -- "$1" 2>/dev/null || exit 0
 shift
 find . -name venv -prune -o -type f \\( "$@" \\) -print | while IFS= read -r f; do sum "$f"; done
 exit 0
@@ -40,7 +33,7 @@ mkdir -p -- "$(dirname -- "$2")" || exit
 rm -f -- "$2.reused"
 { ln -- "$1" "$2.reused" 2>/dev/null || cp -- "$1" "$2.reused"; } && mv -f -- "$2.reused" "$2"
 """
-_RECEIVE = f"""{_SUM}part=$1; name=$2; want=$3
+_RECEIVE = f"""{SUM}part=$1; name=$2; want=$3
 mkdir -p -- "$(dirname -- "$part")" "$(dirname -- "$name")" || exit
 if [ "$4" = 0 ]; then cat > "$part"; else cat >> "$part"; fi || {{ code=$?; rm -f -- "$part"; exit $code; }}
 # Shorter than it should be: the connection was cut, and the next try may be writing the rest already.
@@ -75,19 +68,21 @@ class Pushed:
     kept: int
 
 
-def compare(transport: Transport, files: Mapping[str, FileEntry], folder: str, root: str) -> Need:
+def compare(
+    transport: Transport, files: Mapping[str, FileEntry], folder: str, root: str, listing: str | None = None
+) -> Need:
     """What `folder` on the board lacks of `files`; equal content is looked for under `root` there.
 
-    Raises HostError.
+    `listing` is what LIST printed there, None: not asked yet. Raises HostError.
     """
-    there, parts = _listed(_ask(transport, _LIST, folder))
+    there, parts = _listed(_ask(transport, LIST, folder) if listing is None else listing)
     missing = [name for name, entry in files.items() if there.get(name) != entry.sha256]
     large = {files[name].size for name in missing if files[name].size >= _WORTH_REUSING}
     reuse: dict[str, str] = {}
     if large:
         sizes = [part for size in sorted(large) for part in ("-o", "-size", f"{size}c")][1:]
         elsewhere, _ = _listed(_ask(transport, _SEEK, root, *sizes))
-        by_sum = {digest: name for name, digest in elsewhere.items() if f"/{_PARTS}/" not in f"/{name}"}
+        by_sum = {digest: name for name, digest in elsewhere.items() if f"/{PARTS}/" not in f"/{name}"}
         reuse = {name: f"{root}/{by_sum[files[name].sha256]}" for name in missing if files[name].sha256 in by_sum}
     send = tuple(sorted((name for name in missing if name not in reuse), key=lambda name: files[name].size))
     left = sum(files[name].size - _offset(files[name], parts) for name in send)
@@ -129,7 +124,7 @@ def _send(
     """Send one file, from where an earlier push stopped; once more from its beginning when it arrives damaged."""
     for offset in (_offset(entry, parts), 0):
         source = Source(path, offset, lambda n: progress(n, name))
-        part = f"{folder}/{_PARTS}/{entry.sha256}"
+        part = f"{folder}/{PARTS}/{entry.sha256}"
         given = [part, f"{folder}/{name}", entry.sha256, str(offset), str(entry.size)]
         done = transport.run(["sh", "-c", _RECEIVE, "sh", *given], timeout=SEND_TIMEOUT, source=source)
         if done.code == 0:
@@ -153,18 +148,19 @@ def _ask(transport: Transport, script: str, *given: str) -> str:
     return done.stdout
 
 
+def read_sums(text: str) -> dict[str, str]:
+    """Names with their sha256, or SAME, of lines that say them; unsafe names are left out."""
+    lines = [each.partition(" ") for each in text.splitlines()]
+    told = {rest[1:].removeprefix("./"): first for first, _, rest in lines if len(first) == 64 or first == SAME}
+    return {name: first for name, first in told.items() if not name_problem(name)}
+
+
 def _listed(text: str) -> tuple[dict[str, str], dict[str, int]]:
     """Names with their sha256, and parts with their bytes; lines that are neither, or unsafe names, are left out."""
-    names: dict[str, str] = {}
     parts: dict[str, int] = {}
     for line in text.splitlines():
         first, _, rest = line.partition(" ")
-        if first == "part":
-            size, _, path = rest.strip().partition(" ")
-            if size.isdigit() and len(size) < 16:
-                parts[path.rpartition("/")[2]] = int(size)
-            continue
-        name = rest[1:].removeprefix("./")
-        if len(first) == 64 and not name_problem(name):
-            names[name] = first
-    return names, parts
+        size, _, path = rest.strip().partition(" ")
+        if first == "part" and size.isdigit() and len(size) < 16:
+            parts[path.rpartition("/")[2]] = int(size)
+    return {name: digest for name, digest in read_sums(text).items() if digest != SAME}, parts

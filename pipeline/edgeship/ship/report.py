@@ -88,7 +88,7 @@ class Board(Strict):
 
 
 class Sample(Strict):
-    """One process of `bench`: loaded, answered once, ended; temperature, clock and throttling right after it."""
+    """One process of `bench`: loaded, answered once, ended; temperature, clock and throttling right after."""
 
     load_s: Number
     ttft_s: Number
@@ -102,6 +102,9 @@ class Sample(Strict):
     celsius: Celsius | None = None
     mhz: Number | None = None
     throttled: Line = ""
+    watts: Number | None = None
+    """Mean power from the load to the end."""
+    power_sensor: Line = ""
 
 
 class Agreement(Strict):
@@ -157,6 +160,11 @@ class Report(Strict):
     def peak(self) -> float | None:
         """MB of 10^6 bytes, the most of all samples."""
         return max((s.peak_rss_mb for s in self.samples if s.peak_rss_mb is not None), default=None)
+
+    @property
+    def watts(self) -> float | None:
+        """Mean power of a run, the median of all samples whose sensor said it."""
+        return _median(s.watts for s in self.samples if s.watts is not None)
 
     def to_json(self) -> bytes:
         """The bytes of the report's file."""

@@ -100,6 +100,9 @@ def _samples(r: Report) -> str:
     figures = [_figure("Decode speed of each run, and the temperature after it", line_plot(decode, heat, "seconds"))]
     if memory.points:
         figures.append(_figure("Peak memory of each run", line_plot(memory, None, "seconds", zero=True)))
+    power = Series("power", "W", [(s.at_s, s.watts) for s in r.samples if s.watts is not None])
+    if power.points:
+        figures.append(_figure("Mean power of each run", line_plot(power, None, "seconds", zero=True)))
     if clock.points:
         figures.append(_figure("Clock after each run", line_plot(clock, None, "seconds")))
     return "<h2>Measured</h2>\n" + _table((), _medians(r)) + "\n" + "\n".join(figures)
@@ -116,6 +119,9 @@ def _medians(r: Report) -> Iterable[tuple[str, ...]]:
     )
     for name, value, unit in told:
         yield _td(name), _td("not known" if value is None else f"{value:.4g} {unit}")
+    if r.watts is not None:
+        sensor = next(s.power_sensor for s in r.samples if s.watts is not None)
+        yield _td(f"power ({sensor})"), _td(f"{r.watts:.4g} W")
     yield _td("runs"), _td(f"{len(r.samples)}, {first.threads} threads; medians")
 
 

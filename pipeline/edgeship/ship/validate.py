@@ -10,9 +10,11 @@ from pathlib import Path
 
 from edgeship.errors import EdgeshipError, UsageError, VerdictError
 from edgeship.ship.contents import Contents
+from edgeship.ship.course import Options
+from edgeship.ship.plain import Plain
 from edgeship.ship.report import Report, histories, read_reports, write_report
 from edgeship.ship.report_html import page
-from edgeship.ship.steps import Options, Validation
+from edgeship.ship.steps import Validation
 from edgeship.ship.teller import Teller
 from edgeship.ship.transports import Transport
 
@@ -57,9 +59,11 @@ def validate(
     open_transport: Callable[[str], Transport],
     reports: Path,
     teller: Teller,
+    plain: bool = False,
 ) -> list[Outcome]:
     """Validate on every host, all at once; an error of one host does not end the others.
 
+    `plain`: `contents` are of an artifact, for hosts that have a runtime, and not of a bundle.
     Raises UsageError for a host given twice.
     """
     twice = next((host for i, host in enumerate(hosts) if host in hosts[:i]), None)
@@ -70,7 +74,7 @@ def validate(
     writing = threading.Lock()
 
     def work(transport: Transport) -> Outcome:
-        validation = Validation(transport, contents, options, teller, stopped)
+        validation = (Plain if plain else Validation)(transport, contents, options, teller, stopped)
         try:
             report = validation.run()
             if report is None:

@@ -9,6 +9,7 @@ from typing import Any
 from edgeship.device import Device
 from edgeship.errors import HostError
 from edgeship.ship.report import Agreement, Check, Sample, line
+from edgeship.ship.sensors import read_sensors
 from edgeship_runtime.errors import EdgeshipRuntimeError
 from edgeship_runtime.manifest import Manifest
 from edgeship_runtime.strict import Fields, parse_json
@@ -23,7 +24,7 @@ def read_sample(raw: bytes, at_s: float, sensors: str) -> Sample:
     """A `bench --json` from the board, with what the sensors said after it; raises HostError."""
     try:
         top = Fields(parse_json(raw, "the bench"), "the bench", "", (), open=True)
-        celsius, mhz, throttled = read_sensors(sensors)
+        sensed = read_sensors(sensors)
         return Sample(
             load_s=top.number("load_s", 0, _BIG),
             ttft_s=top.number("ttft_s", 0, _BIG),
@@ -34,26 +35,14 @@ def read_sample(raw: bytes, at_s: float, sensors: str) -> Sample:
             decode_tokens=top.integer("decode_tokens", 0, 1 << 32),
             threads=top.integer("threads", 0, 1 << 20),
             at_s=round(at_s, 1),
-            celsius=celsius,
-            mhz=mhz,
-            throttled=throttled,
+            celsius=sensed.celsius,
+            mhz=sensed.mhz,
+            throttled=sensed.throttled,
+            watts=sensed.watts,
+            power_sensor=sensed.power_sensor,
         )
     except EdgeshipRuntimeError as error:
         raise _no_report(error) from None
-
-
-def read_sensors(text: str) -> tuple[float | None, float | None, str]:
-    """Degrees, MHz and the firmware's word on throttling, from lines KEY=VALUE; None for what is missing or absurd."""
-    told: dict[str, list[int]] = {"millidegrees": [], "khz": []}
-    throttled = ""
-    for key, _, value in (each.partition("=") for each in text.splitlines()[:1000]):
-        digits = value.removeprefix("-")
-        if key in told and digits.isascii() and digits.isdigit() and len(digits) < 10:
-            told[key].append(int(value))
-        elif key == "throttled":
-            throttled = line(value, 40)
-    degrees = [n / 1000 for n in told["millidegrees"] if -50_000 < n < 200_000]
-    return max(degrees, default=None), max((n / 1000 for n in told["khz"] if n > 0), default=None), throttled
 
 
 def read_verify(raw: bytes) -> tuple[list[Check], Agreement | None]:
@@ -68,14 +57,14 @@ def read_verify(raw: bytes) -> tuple[list[Check], Agreement | None]:
                 cases, equal = count.integer("cases", 0, 1 << 30), count.integer("equal", 0, 1 << 30)
                 checks.append(Check(name=name, passed=equal == cases, found=f"{equal} of {cases} equal"))
         agreement = _agreement(top) if "agreement" in top else None
+        told = top.object("agreement", (), open=True) if agreement else None
         failures = [line(each) for each in top.items("failures", 100_000)[:_SHOWN]] if "failures" in top else []
+        if agreement and told:
+            good = agreement.wrong == 0 and not _of(failures, "agreement")
+            checks.append(Check(name="fidelity", passed=good, found=_fidelity(agreement, told)))
+            checks += _float_model(told)
     except EdgeshipRuntimeError as error:
         raise _no_report(error) from None
-    if agreement:
-        a = agreement
-        found = f"{a.equal} of {a.positions} tokens equal, {a.near_ties} near ties, {a.wrong} wrong"
-        found += f"; largest logit error {a.max_logit_error_std:.3f} deviations"
-        checks.append(Check(name="fidelity", passed=a.wrong == 0 and not _of(failures, "agreement"), found=found))
     said = "; ".join(failures) or verdict
     checks.append(Check(name="verify", passed=verdict == "pass", found=line(said)))
     return checks, agreement
@@ -102,6 +91,25 @@ def _agreement(top: Fields) -> Agreement:
     )
 
 
+def _fidelity(a: Agreement, told: Fields) -> str:
+    if "cosine" in told:
+        cosine = told.number("cosine", -2, 2)
+        return f"{a.equal} of {a.positions} texts close to the float model, cosine at least {cosine:.4f}"
+    found = f"{a.equal} of {a.positions} tokens equal, {a.near_ties} near ties, {a.wrong} wrong"
+    return f"{found}; largest logit error {a.max_logit_error_std:.3f} deviations"
+
+
+def _float_model(told: Fields) -> list[Check]:
+    """What the artifact lost against the float model, where it carries what that one says."""
+    if "float_model" not in told:
+        return []
+    there = told.object("float_model", (), open=True)
+    equal, positions = (there.integer(name, 0, 1 << 30) for name in ("equal", "positions"))
+    mean, budget = (there.number(name, -1, _BIG) for name in ("kl_mean", "kl_budget"))
+    found = f"KL divergence {mean:.4g}, {equal} of {positions} tokens equal"
+    return [Check(name="float model", passed=mean <= budget, found=found, wanted=f"KL at most {budget:g}")]
+
+
 def judge(samples: Sequence[Sample], device: Device, manifest: Manifest, emulated: str) -> list[Check]:
     """Size, speed and memory against the artifact's limits and the device's budgets."""
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
@@ -115,6 +123,10 @@ def judge(samples: Sequence[Sample], device: Device, manifest: Manifest, emulate
     held = sorted({s.throttled for s in samples} - {"", "0x0"})
     if held:
         checks.append(Check(name="throttled", passed=None, found=line(f"vcgencmd get_throttled: {', '.join(held)}")))
+    checks += _power(samples)
+    if not any(s.decode_tokens for s in samples):  # a model that embeds or classifies
+        found = f"{median(s.prefill_tokens_per_s for s in samples):.1f}"
+        return [*checks, Check(name="prefill tokens/s", passed=None, found=found, wanted="no budget")]
     decode, least = median(s.decode_tokens_per_s for s in samples), device.budgets.min_decode
     quarter = len(samples) // 4
     if quarter >= _SUSTAINED:  # a long run is judged by where it ends, not by its cool beginning
@@ -128,6 +140,17 @@ def judge(samples: Sequence[Sample], device: Device, manifest: Manifest, emulate
         return [*checks, Check(name="decode tokens/s", passed=None, found=line(found), wanted=_wanted(least, device))]
     passed = None if least is None else decode >= least
     return [*checks, Check(name="decode tokens/s", passed=passed, found=f"{decode:.2f}", wanted=_wanted(least, device))]
+
+
+def _power(samples: Sequence[Sample]) -> list[Check]:
+    """What was drawn, where a sensor said it: told, and judged by nobody."""
+    told = [(s.watts, s.watts / s.decode_tokens_per_s) for s in samples if s.watts and s.decode_tokens_per_s]
+    if not told:
+        return []
+    watts, joules = (median(column) for column in zip(*told, strict=True))
+    whose = next(s.power_sensor for s in samples if s.watts)
+    found = f"{watts:.2f} ({whose}), at that {joules:.3g} J a token decoded"
+    return [Check(name="power W", passed=None, found=line(found))]
 
 
 def _wanted(least: float | None, device: Device) -> str:

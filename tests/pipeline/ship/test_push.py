@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from edgeship.ship.transports.local import LocalTransport
 from edgeship.ship.transports.ssh import SshTransport
 from edgeship_runtime.files import FileEntry
 from loopback_sshd import sshd
+from small_disks import small_disk
 
 LARGE = 300_000
 
@@ -213,7 +213,11 @@ class TestFaults:
             push(transport, local, files, "one", need, _nothing)
         assert not (home / "one/artifact/model.data").exists()
 
-    def test_full_disk(self, small_disk: Path, local: Path) -> None:
+    def test_full_disk(self, tmp_path: Path, local: Path) -> None:
+        with small_disk(tmp_path / "disk") as disk:
+            self._fill(disk, local)
+
+    def _fill(self, small_disk: Path, local: Path) -> None:
         (local / "artifact/model.data").write_bytes(os.urandom(3 << 20))
         transport = LocalTransport(small_disk)
         files = entries(local)
@@ -228,20 +232,6 @@ class TestFaults:
         transport = LocalTransport(home)
         with pytest.raises(HostError, match="cannot be written"):
             push(transport, local, files, "one", compare(transport, files, "one", "none"), _nothing)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a small disk: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 class TestAnswers:

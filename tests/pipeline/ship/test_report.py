@@ -29,7 +29,8 @@ from edgeship.ship.report import (
     write_report,
 )
 from edgeship.ship.report_html import page
-from edgeship.ship.verdict import judge, read_sample, read_sensors, read_verify
+from edgeship.ship.sensors import Sensed, read_sensors
+from edgeship.ship.verdict import judge, read_sample, read_verify
 from tiny_bundle import device
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'><svg/onload=alert(1)>"
@@ -230,15 +231,15 @@ class TestBoardAnswers:
 
     def test_sensors(self) -> None:
         told = "millidegrees=48000\nmillidegrees=61500\nkhz=1500000\nkhz=2400000\nthrottled=0x50000\nother=1"
-        assert read_sensors(told) == (61.5, 2400.0, "0x50000")
-        assert read_sensors("millidegrees=9999999\nmillidegrees=x\nkhz=-1\nkhz=٣") == (None, None, "")
+        assert read_sensors(told) == Sensed(celsius=61.5, mhz=2400.0, throttled="0x50000")
+        assert read_sensors("millidegrees=9999999\nmillidegrees=x\nkhz=-1\nkhz=٣") == Sensed()
 
     @given(st.text(max_size=300))
     def test_any_sensors(self, text: str) -> None:
-        celsius, mhz, throttled = read_sensors(text)
-        assert celsius is None or -100 < celsius < 300
-        assert mhz is None or mhz > 0
-        assert throttled.isprintable()
+        told = read_sensors(text)
+        assert told.celsius is None or -100 < told.celsius < 300
+        assert told.mhz is None or told.mhz > 0
+        assert told.throttled.isprintable()
 
     def test_emulated_speed_is_not_judged(self) -> None:
         made = report()

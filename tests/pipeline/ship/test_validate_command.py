@@ -13,10 +13,10 @@ import pytest
 from command_line import ROOT
 from edgeship import cli
 from edgeship.errors import ArtifactError, UsageError
-from edgeship.ship import steps, validate
+from edgeship.ship import course, validate
 from edgeship.ship.contents import read_contents
+from edgeship.ship.course import Options
 from edgeship.ship.report import parse_report
-from edgeship.ship.steps import Options
 from edgeship.ship.teller import Lines, Silent
 from edgeship.ship.transports import CutError, OnLine, Result, Source, Transport
 from edgeship.ship.transports.local import LocalTransport
@@ -41,7 +41,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "RETRY_AFTER", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(course, "RETRY_AFTER", (0.05, 0.05, 0.05))
 
 
 @pytest.fixture

@@ -108,12 +108,23 @@ def _ssh(text: str, options: Sequence[str]) -> Transport:
     return SshTransport(parse_target(text), options)
 
 
-TRANSPORTS: dict[str, Callable[[str, Sequence[str]], Transport]] = {"local": _local, "ssh": _ssh}
+def _adb(text: str, options: Sequence[str]) -> Transport:
+    from edgeship.ship.transports.adb import parse_host
+
+    return parse_host(text)
+
+
+TRANSPORTS: dict[str, Callable[[str, Sequence[str]], Transport]] = {"local": _local, "ssh": _ssh, "adb": _adb}
+
+
+def way_of(host: str) -> str:
+    """The key in TRANSPORTS of what `--host` says: `local` is this machine, `adb` and `adb:SERIAL` devices there."""
+    return "local" if host == "local" else "adb" if host.partition(":")[0] == "adb" else "ssh"
 
 
 def open_transport(host: str, options: Sequence[str] = ()) -> Transport:
-    """The transport for `--host`: `local` is this machine, everything else goes over ssh with `options` (KEY=VALUE).
+    """The transport for `--host`, of which ssh takes `options` (KEY=VALUE); an ssh host named adb is ssh://adb.
 
     Connects when first used. Raises UsageError for a host that cannot be.
     """
-    return TRANSPORTS["local" if host == "local" else "ssh"](host, options)
+    return TRANSPORTS[way_of(host)](host, options)

@@ -92,7 +92,7 @@ class CommandTransport:
             hint = "see what the board is busy with, then run the same command again: what is done is kept"
             if source:
                 raise CutError(f"no byte went out for {timeout:g} s", hint=hint) from None
-            raise HostError(f"`{_brief(argv)}` did not end within {timeout:g} s", hint=hint) from None
+            raise HostError(f"`{brief(argv)}` did not end within {timeout:g} s", hint=hint) from None
         finally:
             self._live.discard(running)
             running.stop()
@@ -209,6 +209,7 @@ def last_line(text: str) -> str:
     return safe(lines[-1][:300]) if lines else "no message"
 
 
-def _brief(argv: Sequence[str]) -> str:
+def brief(argv: Sequence[str]) -> str:
+    """A command as one line of at most 100 characters."""
     text = " ".join(" ".join(argv).split())
     return safe(text if len(text) <= 100 else f"{text[:99]}…")

@@ -35,7 +35,10 @@ _VERIFY = """\
 import os, pathlib, signal, socket, sys, time
 
 if sys.argv[1:] == ["doctor"]:
-    sys.exit("the doctor says no" if DOCTOR else 0)
+    print("machine      a board")
+    if DOCTOR:
+        print("error: onnxruntime 1.0 crashes (SIGILL): nothing can run with it\\nwarning: hot")
+    sys.exit(16 if DOCTOR else 0)
 command, artifact = sys.argv[1:]
 assert command == "verify"
 says = (pathlib.Path(artifact) / "verdict").read_text().split()

@@ -32,6 +32,17 @@ HOST = "127.0.0.1"
 USER = "pi"
 CAVEAT = "emulated by qemu: its speed says nothing about a board's"
 _START_SECONDS = 90.0
+PYTHON = "usr/lib/python3.11"  # its library, in the root file system
+
+# No Python on a board opens a socket, whatever is installed there and however it is started.
+_NO_SOCKETS = """import sys
+
+def _refuse(event, _):
+    if event in ("socket.__new__", "socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        raise RuntimeError("sockets are blocked on this board")
+
+sys.addaudithook(_refuse)
+"""
 
 _SSHD_CONFIG = """HostKey /etc/ssh/ssh_host_ed25519_key
 UsePAM no
@@ -40,9 +51,10 @@ KbdInteractiveAuthentication no
 PermitRootLogin no
 PrintMotd no
 Subsystem sftp /usr/lib/openssh/sftp-server
-# sshd starts sessions with an environment of its own: without this they run on a processor with everything
-SetEnv QEMU_CPU={cpu}
+AuthorizedKeysFile /etc/ssh/authorized_keys
 """
+# sshd starts sessions with an environment of its own: without this they run on a processor with everything.
+_SSHD_CPU = "SetEnv QEMU_CPU={cpu}\n"
 
 
 @dataclass(frozen=True)
@@ -108,18 +120,44 @@ class Board:
         if done.returncode:
             raise BoardError(f"copying to {remote} failed: {done.stderr.strip()}")
 
-    def cut_power(self) -> None:
-        """End every process on the board at once; files stay, and it answers again."""
+    def cut_power(self, seconds: float = 0) -> None:
+        """End every process on the board at once; files stay, and it answers again after that time."""
+        self.inflict(f"power {seconds:g}")
+
+    def cut_connections(self) -> None:
+        """Break every connection; what runs on the board goes on."""
+        self.inflict("cut")
+
+    @contextmanager
+    def small_disk(self, size: int) -> Iterator[None]:
+        """Give the user an empty home directory on a disk of `size` bytes, and the old one back afterwards."""
+        self.inflict(f"disk {size}")
+        self._await("df -P $HOME | grep -q tmpfs")
+        try:
+            yield
+        finally:
+            self.inflict("disk 0")
+            self._await("! df -P $HOME | grep -q tmpfs")
+
+    def inflict(self, fault: str) -> None:
+        """Send a line to what runs the board."""
         assert self.process.stdin
-        self.process.stdin.write(b"power\n")
+        self.process.stdin.write(f"{fault}\n".encode())
         self.process.stdin.flush()
+
+    def _await(self, condition: str) -> None:
+        end = time.monotonic() + 20
+        while self.run(condition).returncode:
+            if time.monotonic() > end:
+                raise BoardError(f"the board does not come to: {condition}; {last_lines(self.folder / 'log')}")
+            time.sleep(0.2)
 
 
 @contextmanager
 def running(model: BoardModel, say: Say = lambda _: None) -> Iterator[Board]:
     """A fresh board of this model, ended and deleted afterwards; raises BoardError when it does not start."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    _sweep()
+    sweep()
     folder = Path(mkdtemp(prefix=f"run-{os.getpid()}-", dir=CACHE))
     try:
         extract(folder / "root", say)
@@ -133,7 +171,7 @@ def running(model: BoardModel, say: Say = lambda _: None) -> Iterator[Board]:
                 )
         try:
             board = Board(model, port, folder, process)
-            _wait(board)
+            wait(board)
             say(f"{model.title} answers on {HOST}:{port} ({CAVEAT})")
             yield board
         finally:
@@ -142,8 +180,8 @@ def running(model: BoardModel, say: Say = lambda _: None) -> Iterator[Board]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sweep() -> None:
-    """Delete what killed processes left: nothing is mounted there, their namespaces are gone."""
+def sweep() -> None:
+    """Delete the folders of boards whose process was killed: nothing is mounted there, its namespaces are gone."""
     for left in CACHE.glob("run-*-*"):
         if not Path("/proc", left.name.split("-")[1]).exists():
             shutil.rmtree(left, ignore_errors=True)
@@ -151,27 +189,46 @@ def _sweep() -> None:
 
 def _configure(folder: Path, model: BoardModel, port: int) -> None:
     root = folder / "root"
-    host_key = root / "etc/ssh/ssh_host_ed25519_key"
-    for path in (folder / "key", host_key):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
-    (folder / "known_hosts").write_text(f"[{HOST}]:{port} {host_key.with_suffix('.pub').read_text()}")
-    (root / "etc/ssh/sshd_config").write_text(_SSHD_CONFIG.format(cpu=model.qemu_cpu))
-    home = root / "home" / USER
-    authorized = home / ".ssh/authorized_keys"
-    authorized.parent.mkdir(mode=0o700)
-    authorized.write_bytes((folder / "key.pub").read_bytes())
-    for path in (authorized.parent, authorized):
-        os.chown(path, home.stat().st_uid, home.stat().st_gid)
+    give_keys(folder, port)
+    with (root / "etc/ssh/sshd_config").open("a") as file:
+        file.write(_SSHD_CPU.format(cpu=model.qemu_cpu))
     (folder / "cpuinfo").write_text(model.cpuinfo())
     title = root / "sys/firmware/devicetree/base/model"  # what /proc/device-tree points to on a board
     title.parent.mkdir(parents=True)
     title.write_text(f"{model.title}\0")
+
+
+def give_keys(folder: Path, port: int) -> None:
+    """Make a key for the user and one for the host, known here, and configure the board's sshd with them."""
+    root = folder / "root"
+    make_host_key(folder, port)
+    _keygen(folder / "key")
+    (root / "etc/ssh/authorized_keys").write_bytes((folder / "key.pub").read_bytes())
+    (root / "etc/ssh/sshd_config").write_text(_SSHD_CONFIG)
+    site = root / PYTHON / "sitecustomize.py"
+    site.unlink(missing_ok=True)  # Debian's leads into /etc
+    site.write_text(_NO_SOCKETS)
     (root / "etc/hostname").write_text("raspberrypi\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost raspberrypi\n")
 
 
-def _wait(board: Board) -> None:
-    end = time.monotonic() + _START_SECONDS
+def make_host_key(folder: Path, port: int, *, known: bool = True) -> None:
+    """Give the board another host key, which the known hosts have if `known`."""
+    path = folder / "root/etc/ssh/ssh_host_ed25519_key"
+    path.unlink(missing_ok=True)
+    _keygen(path)
+    if known:
+        (folder / "known_hosts").write_text(f"[{HOST}]:{port} {path.with_suffix('.pub').read_text()}")
+
+
+def _keygen(path: Path) -> None:
+    path.with_name(f"{path.name}.pub").unlink(missing_ok=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
+
+
+def wait(board: Board, seconds: float = _START_SECONDS) -> None:
+    """Until the board answers; raises BoardError, with the end of its logs."""
+    end = time.monotonic() + seconds
     said = "nothing"
     while time.monotonic() < end and board.process.poll() is None:
         try:

@@ -1,7 +1,9 @@
 """Process 1 of an emulated board: it makes the mounts, then serves SSH or runs one command inside the file system.
 
 It lives in namespaces of its own (`launch`): when it ends, the kernel ends every process in there and drops the mounts.
-It ends when its standard input closes, so also when whoever started it is killed.
+It ends when its standard input closes, so also when whoever started it is killed. Lines on standard input are faults:
+`power SECONDS` (every process dies, the files stay, nobody answers for so long), `cut` (connections break, processes
+go on) and `disk BYTES` (the home directory is an empty disk of that size; 0 gives the old one back).
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +28,7 @@ _MAGIC = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xb7\x00"
 _MASK = b"\xff" * 7 + b"\x00" + b"\xff" * 8 + b"\xfe\xff\xff\xff"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _CORES = 4  # of a Pi; emulated processes see the host's
+_HOME = "home/pi"
 NAMESPACES = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--ipc")
 
 
@@ -70,7 +75,7 @@ def main() -> int:
         if args.listener is None:
             return _run(["chroot", str(args.root), *args.command])
         with socket.socket(fileno=args.listener) as listener:
-            _serve(["chroot", str(args.root), "/usr/sbin/sshd", "-i", "-E", "/var/log/sshd.log"], listener)
+            _Server(args.root, listener).serve()
     return 0
 
 
@@ -82,6 +87,10 @@ def _mount_all(root: Path, cpuinfo: Path | None) -> None:
     _mount("-t", "proc", "proc", root / "proc")
     if cpuinfo:  # onnxruntime reads it, and the host's makes it crash
         _mount("--bind", cpuinfo, root / "proc/cpuinfo")
+    _new_boot(root)
+    _mount(
+        "--bind", _boot_id(root), root / "proc/sys/kernel/random/boot_id"
+    )  # a board starts oftener than this machine
     dev = root / "dev"
     _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", dev)
     for name in _DEVICES:
@@ -95,6 +104,14 @@ def _mount_all(root: Path, cpuinfo: Path | None) -> None:
         (dev / name).mkdir()
     _mount("-t", "devpts", "-o", "newinstance,ptmxmode=0666,mode=0620", "devpts", dev / "pts")
     _mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", dev / "shm")
+
+
+def _boot_id(root: Path) -> Path:
+    return root.with_name("boot_id")
+
+
+def _new_boot(root: Path) -> None:
+    _boot_id(root).write_text(f"{uuid.uuid4()}\n")
 
 
 @contextmanager
@@ -121,27 +138,62 @@ def _run(command: Sequence[str]) -> int:
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def _serve(sshd: Sequence[str], listener: socket.socket) -> None:
-    """Answer connections; a line on standard input is a power cut: every process dies, the files stay."""
-    listener.setblocking(False)
-    while True:
-        ready = select.select([0, listener.fileno()], [], [], 1.0)[0]
-        if 0 in ready:
-            if not os.read(0, 64):
-                return
+class _Server:
+    """Answers connections with a sshd each, and does what standard input says."""
+
+    def __init__(self, root: Path, listener: socket.socket) -> None:
+        self._root, self._listener = root, listener
+        self._sshd = ["chroot", str(root), "/usr/sbin/sshd", "-i", "-E", "/var/log/sshd.log"]
+        self._sessions: dict[int, socket.socket] = {}
+        self._off_until = 0.0
+
+    def serve(self) -> None:
+        """Go on until standard input closes."""
+        self._listener.setblocking(False)
+        while True:
+            ready = select.select([0, self._listener.fileno()], [], [], 0.2)[0]
+            if 0 in ready:
+                told = os.read(0, 4096)
+                if not told:
+                    return
+                for fault in told.decode().splitlines():
+                    self._inflict(*fault.split())
+            if self._listener.fileno() in ready:
+                self._accept()
+            with suppress(ChildProcessError):  # orphans come to process 1
+                while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                    if pid in self._sessions:
+                        self._sessions.pop(pid).close()
+
+    def _inflict(self, fault: str, amount: str = "0") -> None:
+        if fault == "power":
             with suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
-        if listener.fileno() in ready:
-            try:
-                connection, _ = listener.accept()
-            except OSError:  # gone before it was answered
-                continue
-            with connection:
-                end = connection.fileno()
-                subprocess.Popen(sshd, stdin=end, stdout=end, stderr=subprocess.DEVNULL)
-        with suppress(ChildProcessError):  # orphans come to process 1
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            self._off_until = time.monotonic() + float(amount)
+            _new_boot(self._root)
+        elif fault == "cut":
+            for session in self._sessions.values():
+                with suppress(OSError):
+                    session.shutdown(socket.SHUT_RDWR)
+        elif fault == "disk" and amount == "0":
+            subprocess.run(["umount", "--lazy", str(self._root / _HOME)], check=True)
+        elif fault == "disk":
+            home = self._root / _HOME
+            owner = home.stat()
+            options = f"size={amount},uid={owner.st_uid},gid={owner.st_gid},mode=755"
+            _mount("-t", "tmpfs", "-o", options, "tmpfs", home)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # gone before it was answered
+            return
+        if time.monotonic() < self._off_until:
+            connection.close()
+            return
+        end = connection.fileno()
+        child = subprocess.Popen(self._sshd, stdin=end, stdout=end, stderr=subprocess.DEVNULL)
+        self._sessions[child.pid] = connection  # open until its sshd ends: whoever holds it can break it
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from device.board import Board, running
+from device.machine import booted
+from device.machine import missing as missing_for_machine
 from device.models import MODELS
 from device.rootfs import missing
 
@@ -36,6 +39,16 @@ def board(request: pytest.FixtureRequest, say: Callable[[str], None]) -> Iterato
     if reason:
         pytest.skip(reason)
     with running(MODELS[request.param], say) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def machine(say: Callable[[str], None]) -> Iterator[Board]:
+    """A whole machine with 16 KiB pages and 2 GB, whose clock never heard of the time."""
+    reason = missing_for_machine()
+    if reason:
+        pytest.skip(reason)
+    with booted(say, clock=datetime(2016, 5, 1, 12)) as started:
         yield started
 
 

@@ -61,6 +61,35 @@ def test_instructions_the_board_lacks_end_the_process(board: Board, name: str) -
 def test_there_is_no_network(board: Board) -> None:
     assert said(board, "tail -n +3 /proc/net/dev | cut -d: -f1").split() == ["lo"]
     assert said(board, "tail -n +2 /proc/net/route") == ""
+    for python in ("python3 -I", "venv-of-tests/bin/python -I"):
+        board.run("python3 -m venv --without-pip venv-of-tests")
+        done = board.run(f"{python} -c 'import socket; socket.socket()'")
+        assert "sockets are blocked" in done.stderr
+
+
+def test_each_start_has_a_name_of_its_own(board: Board) -> None:
+    started = [said(board, "cat /proc/sys/kernel/random/boot_id") for _ in range(2)]
+    board.cut_power()
+    assert started[0] == started[1] != said(board, "cat /proc/sys/kernel/random/boot_id")
+
+
+def test_a_broken_connection_leaves_processes_running(board: Board) -> None:
+    options = board.ssh_options()
+    remote = "trap '' HUP PIPE; echo up; sleep 3; echo on > went-on"
+    with subprocess.Popen(["ssh", *options, f"{board.user}@{board.host}", remote], stdout=-1) as session:
+        assert session.stdout
+        assert session.stdout.readline() == b"up\n"
+        board.cut_connections()
+        assert session.wait(timeout=10) == 255
+    time.sleep(4)
+    assert said(board, "cat went-on") == "on"
+
+
+def test_a_small_disk_is_full_at_its_size(board: Board) -> None:
+    with board.small_disk(1 << 20):
+        done = board.run("head -c 2000000 /dev/zero > all")
+        assert "No space left" in done.stderr
+    assert board.run("ls all").returncode != 0
 
 
 def test_nothing_but_its_key_opens_it(board: Board, tmp_path: Path) -> None:

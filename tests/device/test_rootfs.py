@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from device import rootfs
+from device import kernel, rootfs
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +40,20 @@ def test_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rootfs, "MIRROR", "http://127.0.0.1:9/debian")
     assert "DEBIAN_MIRROR" in str(rootfs._unreachable())
+
+
+def test_what_a_whole_machine_needs_beside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = str(kernel.missing())
+    assert "qemu-system-aarch64" in found
+    assert kernel.APT_LINE in found
+
+
+def test_no_mirror_for_the_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if kernel.missing():
+        pytest.skip(str(kernel.missing()))
+    monkeypatch.setattr(kernel, "MIRROR", "http://127.0.0.1:9/debian")
+    monkeypatch.setattr(kernel, "CACHE", tmp_path)
+    with pytest.raises(rootfs.BoardError, match="apt-get"):
+        kernel.boot_files(tmp_path, "/sbin/start", lambda _: None)
+    assert list(tmp_path.iterdir()) == []

@@ -267,24 +267,33 @@ install() {
     rm -rf -- "$prefix/tmp"
 }
 
-run() {
-    code=0
-    "$prefix/venv/bin/python" -I "$@" || code=$?
-    if [ "$code" -gt 128 ]; then
-        fail 12 "the engine was killed by signal $((code - 128)); 4 is an instruction that this processor does not have." \
-            "make a bundle for this device: edgeship bundle ... --device ..."
+stopped() { # code, what was found, hint
+    if [ "$1" -gt 128 ]; then
+        fail 12 "the engine was killed by signal $(($1 - 128)); 4 is an instruction that this processor does not have." "$another"
     fi
-    if [ "$code" -ne 0 ]; then
-        full
-        fail "$code" "the engine or the artifact failed its check here." "the lines above say why"
-    fi
+    full
+    fail "$1" "$2." "$3"
 }
 
+run() {
+    "$prefix/venv/bin/python" -I "$@" || stopped $? "the engine or the artifact failed its check here" "the lines above say why"
+}
+
+examine() { # the doctor finds wheels for another processor, which import and crash later
+    code=0
+    told=$("$prefix/venv/bin/python" -I -m edgeship_runtime doctor) || code=$?
+    printf '%s\n' "$told"
+    [ "$code" -eq 0 ] && return
+    wrong=$(printf '%s\n' "$told" | sed -n '/^error: /{s///p;q;}')
+    stopped "$code" "${wrong:-the doctor failed here}" "$another"
+}
+
+another="make a bundle for this device: edgeship bundle ... --device ..."
 check_bundle
 [ -n "$present" ] || install
 printf 'checking the engine\n'
 [ -n "$has_artifact" ] || run -c "$check"
-run -m edgeship_runtime doctor # finds wheels for another processor, which import and crash later
+examine
 if [ -n "$has_artifact" ]; then
     printf 'verifying the artifact\n'
     run -m edgeship_runtime verify "$prefix/artifact"

@@ -267,6 +267,22 @@ def test_blas_runs_on_one_thread_inside_a_pass_only() -> None:
         put(before)
 
 
+def test_small_matrices_are_multiplied_on_one_thread() -> None:
+    found = blas._switch()
+    if found is None:
+        pytest.skip("this numpy does not bring OpenBLAS")
+    get, put = found
+    before = get()
+    put(2)
+    try:
+        for columns, threads in ((128, 1), (4096, 2)):
+            with blas.threads_for(columns):
+                assert get() == threads
+            assert get() == 2
+    finally:
+        put(before)
+
+
 def test_every_linear_layer_and_the_head_go_through_the_two_doors(tiny: tuple[Decoder, CheckpointWeights]) -> None:
     """Calibration and perplexity will stand there: every weight of the body is multiplied in `Pass.linear`."""
     seen: list[str] = []

@@ -4,7 +4,7 @@ One pass works for every `Decoder`: RMS norm, rotary grouped-query attention, ga
 goes through `Pass.linear`, every logit through `Pass.logits`: where to watch a layer's inputs, or to score a text.
 
 Sequences of different length run together, one after the other along the token axis: T is the number of new tokens
-of all of them. Formulas: transformers, modeling_qwen2.py, modeling_qwen3.py and modeling_llama.py (eager attention).
+of all of them.
 Shapes in comments: T new tokens, S one sequence's new tokens, L its tokens so far, D hidden size, V vocabulary.
 """
 
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder
+from edgeship.reference.arithmetic import attend, rms_norm, rotate, silu
 from edgeship.reference.blas import one_thread
 from edgeship.reference.weights import EMBED, HEAD, Floats, Weights
 
@@ -143,29 +144,24 @@ class Pass:
         return out
 
     def _norm(self, x: Floats, key: str) -> Floats:
-        mean = np.mean(np.square(x), axis=-1, keepdims=True)
-        out: Floats = x / np.sqrt(mean + np.float32(self.decoder.norm_eps)) * self.weights.vector(key)
-        return out
+        return rms_norm(x, self.weights.vector(key), self.decoder.norm_eps)
 
     def _attention(self, i: int, x: Floats, counts: Sequence[int], cos: Floats, sin: Floats) -> Floats:
         d, p = self.decoder, f"layers.{i}.attn."
         q, k, v = (self.linear(p + name, x).reshape(len(x), -1, d.head_dim) for name in "qkv")  # [T, heads, head_dim]
         if d.qk_norm:
             q, k = self._norm(q, p + "q_norm.weight"), self._norm(k, p + "k_norm.weight")
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         out = np.empty((len(x), d.heads * d.head_dim), np.float32)
         starts = itertools.accumulate(counts, initial=0)
         for sequence, a, count in zip(self._sequences, starts, counts, strict=False):
             keys, values = sequence.store(i, k[a : a + count], v[a : a + count])
             if count:
-                out[a : a + count] = _attend(q[a : a + count], keys, values, sequence.length)
+                out[a : a + count] = attend(q[a : a + count], keys, values, sequence.length)
         return self.linear(p + "o", out)
 
     def _feed_forward(self, p: str, x: Floats) -> Floats:
-        gate = self.linear(p + "gate", x)
-        # exp(-x) may overflow to infinity, and x / infinity is the 0 that SiLU tends to.
-        with np.errstate(over="ignore"):
-            gate = gate / (1 + np.exp(-gate))
+        gate = silu(self.linear(p + "gate", x))
         return self.linear(p + "down", gate * self.linear(p + "up", x))
 
 
@@ -174,26 +170,6 @@ def _product(w: Floats, columns: Floats, out: Floats) -> None:
     step = max(1, min(len(w), SMALL_PRODUCT // columns.size)) if columns.shape[1] <= 8 else len(w)
     for a in range(0, len(w), step):
         np.matmul(w[a : a + step], columns, out=out[a : a + step])
-
-
-def _rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
-    """The rotary embedding of x `[T, heads, head_dim]`: element i of a head turns with element i + head_dim / 2."""
-    first, second = np.split(x, 2, axis=-1)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def _attend(q: Floats, keys: Floats, values: Floats, past: int) -> Floats:
-    """Causal attention of q `[S, heads, head_dim]` over L tokens, its first row being token `past`: `[S, out]`."""
-    s, heads, head_dim = q.shape
-    length, kv_heads, _ = keys.shape
-    by_kv = q.reshape(s, kv_heads, -1, head_dim).transpose(1, 2, 0, 3)  # [kv_heads, heads of each, S, head_dim]
-    scores = by_kv @ keys.transpose(1, 2, 0)[:, None] * np.float32(head_dim**-0.5)  # [..., S, L]
-    ahead = np.arange(length)[None, :] > past + np.arange(s)[:, None]
-    scores[..., ahead] = -np.inf
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    out: Floats = weights @ values.transpose(1, 0, 2)[:, None]  # [kv_heads, heads of each, S, head_dim]
-    return out.transpose(2, 0, 1, 3).reshape(s, heads * head_dim)
 
 
 @dataclass(frozen=True)

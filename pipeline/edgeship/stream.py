@@ -28,6 +28,12 @@ class Sink(Protocol):
     def put(self, key: str, a: int, rows: Stored) -> None: ...
 
 
+class Codes(Protocol):
+    """Codes of a weight that were chosen before; safe from several threads."""
+
+    def rows(self, a: int, b: int) -> QuantizedRows: ...
+
+
 @dataclass(frozen=True)
 class Job:
     """One tensor to write: its key in the layouts, where it comes from, how it is stored, and who takes it."""
@@ -37,6 +43,7 @@ class Job:
     encoding: Encoding
     sinks: Sequence[Sink]
     importance: NDArray[np.float32] | None = None  # [columns]: weighs rounding errors, where ggml chooses the codes
+    codes: Codes | None = None  # takes the place of rounding
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def stream(jobs: Sequence[Job], budget: Budget) -> Generator[Step, None, None]:
         try:
             while not stop.is_set() and (chunk := chunks.take()) is not None:
                 job, a, b = chunk
-                rows = _encode(job, job.tensor.raw(a, b), scratch)
+                rows = job.codes.rows(a, b) if job.codes else _encode(job, job.tensor.raw(a, b), scratch)
                 for sink in job.sinks:
                     sink.put(job.key, a, rows)
                 steps.put(Step(job, job.tensor.nbytes * (b - a) // job.tensor.shape[0], chunks.finish(job)))

@@ -11,10 +11,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from edgeship.errors import PlanError, RecipeError
+from edgeship import archs, tiny
+from edgeship.calibrate import Statistics, statistics
+from edgeship.checkpoint.checkpoint import account, open_checkpoint
+from edgeship.errors import ArtifactError, PlanError, RecipeError
 from edgeship.quant.imatrix import by_role, read_imatrix
+from edgeship.quant.importance import measured_importance, read_importance, write_importance
+from edgeship.reference.weights import CheckpointWeights
 from mix_models import decoder, gguf_name, matrices, write_imatrix
+from tolerances import IMPORTANCE
 
 MODEL = decoder("odd-172")
 NAMES = {r.key: gguf_name(r.key) for r in MODEL.roles() if r.part != "float"}
@@ -117,3 +124,69 @@ def test_fuzz_damaged_files(tmp_path_factory: pytest.TempPathFactory, data: st.D
     damaged.write_bytes(bytes(raw[: data.draw(st.integers(0, len(raw)))]))
     with contextlib.suppress(RecipeError):  # nothing else may come
         assert all(np.isfinite(values).all() for values in read_imatrix(damaged).values())
+
+
+# importance that is measured here
+
+LINE = "Once upon a time there was a fox who asked: what is the opposite of hot? The answer number {i} is cold, and 7 plus {i} makes another number.\n"  # noqa: E501
+RECORDED = {
+    "blk.0.attn_q.weight": ([0.16212162, 0.13280478, 0.14626477, 0.13571869], 13.37464905),
+    "blk.3.attn_output.weight": ([0.17869985, 0.33788401, 0.15267774, 0.14844142], 27.72165871),
+    "blk.5.ffn_up.weight": ([1.05652392, 0.74297649, 0.86406267, 1.54980981], 144.36280823),
+    "blk.5.ffn_down.weight": ([5.09130001, 0.99298674, 0.00293225, 1.46153712], 1824.08349609),
+}
+"""Mean squares of the first four inputs, and the sum of all: `llama-imatrix -c 64` (llama.cpp of llama-cpp-python
+0.3.36) of the embedded tiny model as F32, on LINE with i = 1 to 12."""
+
+
+@pytest.mark.parity
+def test_what_is_measured_equals_llama_imatrix(tmp_path: Path) -> None:
+    home = Path(tiny.__file__).parent / "checkpoint"
+    checkpoint = open_checkpoint(home)
+    model = archs.read(checkpoint.config)
+    text = "".join(LINE.format(i=i) for i in range(1, 13))
+    ids = Tokenizer.from_file(str(home / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    chunks = [ids[a : a + 64] for a in range(0, len(ids) - 63, 64)]
+    found = statistics(model, CheckpointWeights(account(checkpoint, model.roles())), chunks)
+    write_importance(tmp_path / "im.gguf", found, model, dataset="text", chunk=64)
+    written = read_imatrix(tmp_path / "im.gguf")
+    assert len(written) == 42
+    for name, (values, total) in RECORDED.items():
+        np.testing.assert_allclose(written[name][:4], values, rtol=IMPORTANCE)
+        assert float(written[name].sum()) == pytest.approx(total, rel=IMPORTANCE)
+
+
+def sums(seed: int = 0) -> dict[str, Statistics]:
+    rng = np.random.default_rng(seed)
+    return {r.key: Statistics(rng.random(r.shape[-1]), 640) for r in MODEL.roles() if len(r.shape) == 2}
+
+
+def test_a_written_matrix_is_read_again(tmp_path: Path) -> None:
+    found, file = sums(), tmp_path / "im.gguf"
+    write_importance(file, found, MODEL, dataset="calibration.txt", chunk=512)
+    read, measured = read_importance(file, MODEL, []), measured_importance(found, MODEL)
+    assert set(read) == set(measured) == {r.key for r in MODEL.roles() if r.part == "body"}
+    for key, values in read.items():
+        np.testing.assert_allclose(values, measured[key], rtol=1e-6)
+    fields = gguf.GGUFReader(file).fields
+    assert fields["general.type"].contents() == "imatrix"
+    assert fields["imatrix.datasets"].contents() == ["calibration.txt"]
+    assert (fields["imatrix.chunk_count"].contents(), fields["imatrix.chunk_size"].contents()) == (2, 512)
+    assert "general.architecture" not in fields
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        write_importance(tmp_path / "absent" / "im.gguf", sums(), MODEL, dataset="x", chunk=1)
+    (tmp_path / "im.gguf").mkdir()
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        write_importance(tmp_path / "im.gguf", sums(), MODEL, dataset="x", chunk=1)
+    assert [each.name for each in tmp_path.iterdir()] == ["im.gguf"]
+
+
+def test_inputs_that_are_always_zero_do_not_erase_a_weight() -> None:
+    found = sums()
+    key = "layers.0.attn.q.weight"
+    found[key] = Statistics(np.zeros_like(found[key].second_moments), 640)
+    assert key not in measured_importance(found, MODEL)

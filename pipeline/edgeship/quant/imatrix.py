@@ -65,6 +65,35 @@ def _floats(header: Header, name: str) -> Importance:
     return np.fromfile(header.path, "<f4", tensor.elements, offset=header.data + tensor.offset).astype(np.float32)
 
 
+def write_imatrix(
+    path: Path, matrices: Mapping[str, tuple[NDArray[np.float64], int]], *, dataset: str, chunk: int
+) -> None:
+    """Write a file that llama-quantize and `read_imatrix` take: by name in llama.cpp, mean squares `[k]` and tokens.
+
+    `dataset` is what the text is called and `chunk` the tokens of a sequence of it. Written whole or not at all.
+    """
+    from gguf import GGUFWriter  # not at the top: reading takes no package
+
+    half = path.with_name(f".{path.name}.half")
+    writer = GGUFWriter(half, "imatrix")
+    writer.kv_data[0].pop("general.architecture")  # llama-imatrix writes none
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", [dataset])
+    writer.add_uint32("imatrix.chunk_count", -(-max(n for _, n in matrices.values()) // chunk))
+    writer.add_uint32("imatrix.chunk_size", chunk)
+    for name, (moments, count) in sorted(matrices.items()):
+        writer.add_tensor(name + SUMS, (moments * count).astype(np.float32)[None])
+        writer.add_tensor(name + COUNTS, np.full((1, 1), count, np.float32))
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+
+
 def by_role(
     matrix: Mapping[str, Importance], roles: Iterable[Role], names: Mapping[str, str], required: Collection[str] = ()
 ) -> dict[str, Importance]:

@@ -1,0 +1,92 @@
+"""The calibrated part of an export: its tokens, the memory it takes, and the codes it chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeship.calibrate.quantize import Calibrator
+from edgeship.calibrate.sampler import sample
+from edgeship.calibrate.store import StoredCodes
+from edgeship.calibrate.text import Tokens, conversation_start, digest, read_tokens
+from edgeship.calibration import Calibration
+from edgeship.encodings import Encoding
+from edgeship.errors import PlanError
+from edgeship.plan import Plan
+from edgeship.progress import Progress
+from edgeship.reference.weights import Weights
+from edgeship.sizes import format_size
+from edgeship.text import TextSide
+
+STORE = "calibration"
+"""The directory of the codes within a partial export; no artifact has it."""
+
+
+def obtain_tokens(plan: Plan, weights: Weights, text: TextSide, progress: Progress) -> Tokens:
+    """The calibration text of a recipe that has some, as token sequences; none without.
+
+    Raises RecipeError where its file is not what it should be.
+    """
+    section = plan.recipe.calibration
+    if section is None:
+        return []
+    if section.file is None:
+        return sample(plan.decoder, weights, text.tokenizer, section, progress, conversation_start(text))
+    found = read_tokens(section, text)
+    count = sum(map(len, found))
+    if count < section.sequences * section.sequence:
+        progress.note(f"calibration: {section.file.name} holds {count} tokens of the {section.tokens} asked for")
+    return found
+
+
+def record(section: Calibration, tokens: Tokens) -> dict[str, Any]:
+    """What the manifest says of the calibration: the recipe's section, the tokens there were, and their digest."""
+    return section.resolved() | {"tokens": sum(map(len, tokens)), "sha256": digest(tokens)}
+
+
+def calibrated(plan: Plan) -> dict[str, Encoding]:
+    """The weights whose codes the recipe's algorithm chooses, by role key, with their encodings.
+
+    Tables of 8 bits are not among them: rounding those to nearest costs next to nothing.
+    """
+    if plan.recipe.scheme.algorithm == "rtn":
+        return {}
+    return {
+        t.role.key: t.encoding
+        for t in plan.stored()
+        if t.encoding.on_grid and (t.role.part == "body" or t.encoding.bits == 4)
+    }
+
+
+def require_memory(plan: Plan, max_ram: int) -> None:
+    """Raises PlanError where the calibration would not stay under `max_ram` bytes."""
+    section = plan.recipe.calibration
+    if section is None or not calibrated(plan):
+        return
+    needed = section.memory(plan.decoder, plan.recipe.scheme.algorithm)
+    if needed > max_ram:
+        raise PlanError(
+            f"--max-ram: expected at least {format_size(needed)} for {plan.recipe.scheme.algorithm} with "
+            f"{section.tokens} calibration tokens, found {format_size(max_ram)}.",
+            hint=f"pass --max-ram {format_size(needed)} or more, or look at fewer tokens",
+        )
+
+
+def choose_codes(
+    plan: Plan, weights: Weights, tokens: Tokens, directory: Path, progress: Progress
+) -> Mapping[str, StoredCodes]:
+    """The codes of every calibrated weight, in a store below the partial export's `directory`; resumes at a block."""
+    wanted, algorithm = calibrated(plan), plan.recipe.scheme.algorithm
+    if not wanted or algorithm == "rtn":
+        return {}
+    return Calibrator(plan.decoder, weights, tokens, wanted, algorithm, directory / STORE, progress).run()
+
+
+def store_bytes(plan: Plan) -> int:
+    """Bytes on the disk that the store takes at most."""
+    section, wanted = plan.recipe.calibration, calibrated(plan)
+    if section is None:
+        return 0
+    codes = sum(t.nbytes("onnx") for t in plan.stored() if t.role.key in wanted)
+    return codes + 8 * section.tokens * plan.decoder.hidden_size if wanted else 0

@@ -1,0 +1,236 @@
+"""Weights put on the grid layer by layer, each with the inputs that the layers quantized before it give.
+
+Within a block the linear layers go in running order, by site: the inputs of a site are summed over all tokens, its
+weights are quantized, and what comes behind sees their new values. Codes go to a store on disk, hidden states beside
+them, so that an interrupted run goes on at its block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from edgeship.archs.base import Decoder
+from edgeship.calibrate.statistics import Sums
+from edgeship.calibrate.store import StoredCodes
+from edgeship.calibration import BATCH_TOKENS, CHUNK
+from edgeship.encodings import Encoding
+from edgeship.errors import CheckpointError
+from edgeship.progress import Progress
+from edgeship.quant import gptq, search
+from edgeship.reference.arithmetic import Floats
+from edgeship.reference.blas import threads_for
+from edgeship.reference.blocks import DOWN, GATE_UP, OUT, QKV, Batch, Block, Walk, block_bytes
+from edgeship.reference.weights import EMBED, HEAD, Weights
+from edgeship.tensors import QuantizedRows
+
+Algorithm = Literal["rtn-search", "gptq"]
+
+Choose = Callable[[int, Floats], QuantizedRows]
+"""Rounds rows `[n, columns]` of a weight, given the first one's number."""
+
+Inputs = Callable[[Batch, int], Floats]
+"""The input `[T, columns]` of a site for a batch of a copy of the hidden states; called in running order."""
+
+DOUBT = 2.0  # columns' worth of tokens at which a correction by exact inputs is trusted by half
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """What a calibration works on: the model, the tokens, and what its weights are to become."""
+
+    decoder: Decoder
+    weights: Weights
+    tokens: Sequence[Sequence[int]]
+    encodings: Mapping[str, Encoding]  # by role key, of the weights to choose codes for
+    algorithm: Algorithm
+    directory: Path  # of the store
+    progress: Progress
+
+    def run(self) -> dict[str, StoredCodes]:
+        """The codes of every weight of `encodings`, by its key.
+
+        Raises CheckpointError at weights or hidden states that are not finite.
+        """
+        tables = [key for key in (EMBED, HEAD) if key in self.encodings]
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if EMBED in tables:
+            self._embedding()
+        seen = Overlay(self.weights, {EMBED: self.stored(EMBED)} if EMBED in tables else {})
+        walk = Walk(
+            self.decoder, seen, self.tokens, batch_tokens=BATCH_TOKENS, copies=self._copies, directory=self.directory
+        )
+        self.progress.start((self.decoder.layers - walk.done) * block_bytes(self.decoder), self.algorithm)
+        while walk.done < self.decoder.layers:
+            with threads_for(self.decoder.hidden_size):
+                self._block(walk)
+            walk.finish_block()
+        self.progress.finish()
+        if HEAD in tables:
+            self._head(walk)
+        return {key: self.stored(key) for key in self.encodings}
+
+    def stored(self, key: str) -> StoredCodes:
+        """Where a weight's codes are kept."""
+        rows, columns = self._shapes[key]
+        return StoredCodes(self.directory / f"{key}.codes", self.encodings[key], (rows, columns))
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = {role.key: role.shape for role in self.decoder.roles()}
+        return {HEAD: shapes[EMBED]} | shapes
+
+    def _block(self, walk: Walk) -> None:
+        """Quantize a block, and take the hidden states through it: copy 0 as quantized, copy 1 in float."""
+        blocks = [walk.block() for _ in range(self._copies)]
+        tokens = walk.batches[-1].b
+        heads = np.empty((self._copies, tokens, self.decoder.heads * self.decoder.head_dim), np.float32)
+
+        def attend(batch: Batch, copy: int) -> Floats:
+            normed = blocks[copy].attention_input(walk.hidden(batch, copy))
+            heads[copy, batch.a : batch.b] = blocks[copy].attention(normed, batch.lengths)
+            return heads[copy, batch.a : batch.b]
+
+        def add_heads(batch: Batch, copy: int) -> Floats:
+            answers = heads[copy, batch.a : batch.b]
+            walk.advance(batch, blocks[copy].after_attention(walk.hidden(batch, copy), answers), copy)
+            return blocks[copy].mlp_input(walk.hidden(batch, copy))
+
+        def gate(batch: Batch, copy: int) -> Floats:
+            x = walk.hidden(batch, copy)
+            gated = blocks[copy].gated(blocks[copy].mlp_input(x))
+            if copy == 1:  # its weights stay as they are, so that nothing needs to be computed again
+                walk.advance(batch, blocks[copy].after_mlp(x, gated), copy)
+            return gated
+
+        self._site(blocks, QKV, walk, lambda batch, i: blocks[i].attention_input(walk.hidden(batch, i)))
+        self._site(blocks, OUT, walk, attend)
+        for block in blocks:
+            block.release(QKV)
+        self._site(blocks, GATE_UP, walk, add_heads)
+        for block in blocks:
+            block.release(OUT)
+        self._site(blocks, DOWN, walk, gate)
+        for batch in walk.batches:
+            walk.advance(batch, blocks[0].after_mlp(walk.hidden(batch), gate(batch, 0)))
+
+    @property
+    def _copies(self) -> int:
+        return 2 if self.algorithm == "gptq" else 1
+
+    def _site(self, blocks: Sequence[Block], names: Sequence[str], walk: Walk, inputs: Inputs) -> None:
+        """Sum up the inputs of a site over all tokens and quantize its weights, in the first block too."""
+        block = blocks[0]
+        keys = {block.key(name): name for name in names if block.key(name) in self.encodings}
+        matrices = [block.matrix(name) for name in names]
+        rows, columns = matrices[0].shape
+        narrows = len(names) == 1 and rows < columns
+        sums = Sums(columns, hessian=self._feeds(keys), through=matrices[0] if narrows else None)
+        for batch in walk.batches:
+            given = [inputs(batch, copy) for copy in range(len(blocks))]
+            sums.add(given[0], given[1] if keys and len(given) == 2 else None)
+        chosen = self._inputs(keys, sums, block.prefix)
+        for key, name in keys.items():
+            matrix = block.matrix(name)
+            self._quantize(key, chosen(key), partial(_rows, matrix), matrix)
+        for name in names:
+            self.progress.advance(block.matrix(name).nbytes, block.prefix + name)
+
+    def _feeds(self, keys: Collection[str]) -> bool:
+        return self.algorithm == "gptq" and bool(keys)
+
+    def _head(self, walk: Walk) -> None:
+        stored = self.stored(HEAD)
+        if not stored.whole:
+            sums = Sums(stored.shape[1], hessian=self._feeds([HEAD]))
+            for batch in walk.batches:
+                sums.add(walk.final(batch))
+            chosen = self._inputs([HEAD], sums, "head")
+            self._quantize(HEAD, chosen(HEAD), lambda a, b: self.weights.weights(HEAD, a, b))
+
+    def _embedding(self) -> None:
+        """A table of rows that are looked up multiplies nothing: all its columns weigh the same."""
+        stored = self.stored(EMBED)
+        if not stored.whole:
+            even, e = np.ones(stored.shape[1]), stored.encoding
+            self._quantize(
+                EMBED,
+                lambda a, rows: search.quantize(rows, even, e.bits, e.group),
+                lambda a, b: self.weights.weights(EMBED, a, b),
+            )
+
+    def _inputs(self, keys: Collection[str], sums: Sums, where: str) -> Callable[[str], Choose]:
+        """How each of `keys` is to be rounded, for the inputs that they share."""
+        if not np.isfinite(sums.moments()).all():
+            raise CheckpointError(
+                f"{where}: expected finite numbers from the model, found NaN or infinity in what its weights multiply. "
+                f"The artifact would answer with garbage.",
+                hint="the checkpoint is damaged, or its config.json belongs to another model",
+            )
+        feedback: dict[int, gptq.Feedback] = {}
+        if self._feeds(keys):
+            hessian = sums.take_upper()
+            for group in {self.encodings[key].group for key in keys}:
+                feedback[group] = gptq.prepare(hessian, group)
+        moments = sums.moments()
+        # What few tokens say of many columns is chance in part: measured, a whole correction then does harm.
+        trust = np.float32(sums.count / (sums.count + DOUBT * len(moments)))
+
+        def chosen(key: str) -> Choose:
+            e = self.encodings[key]
+            if e.group not in feedback:
+                return lambda a, rows: search.quantize(rows, moments, e.bits, e.group)
+            inputs = feedback[e.group]
+
+            def choose(a: int, rows: Floats) -> QuantizedRows:
+                lacking = sums.missing(rows, a)
+                wanted = rows if lacking is None else gptq.corrected(rows, trust * lacking, inputs)
+                return gptq.quantize(wanted, inputs, e.bits)
+
+            return choose
+
+        return chosen
+
+    def _quantize(
+        self, key: str, choose: Choose, rows: Callable[[int, int], Floats], into: Floats | None = None
+    ) -> None:
+        """Put a weight on the grid, rows at a time, into the store, and its new values into `into`."""
+        stored = self.stored(key)
+        step = max(1, CHUNK // stored.shape[1])
+        with stored.writing() as store:
+            for a in range(0, stored.shape[0], step):
+                b = min(a + step, stored.shape[0])
+                made = choose(a, rows(a, b))
+                if not np.isfinite(made.scales).all():
+                    raise CheckpointError(
+                        f"{key}: expected finite weights within the range of float16, found NaN, infinity or a larger "
+                        f"value. The artifact would answer with garbage.",
+                        hint="the checkpoint is damaged or was saved mid-divergence: fetch it again",
+                    )
+                store.put(a, made)
+                if into is not None:
+                    into[a:b] = made.dequantize()
+
+
+def _rows(matrix: Floats, a: int, b: int) -> Floats:
+    return matrix[a:b]
+
+
+class Overlay:
+    """The weights of a model, some of them as their stored codes have them."""
+
+    def __init__(self, weights: Weights, codes: Mapping[str, StoredCodes]) -> None:
+        self._weights, self._codes = weights, codes
+
+    def weights(self, key: str, a: int, b: int) -> Floats:
+        if key in self._codes:
+            return self._codes[key].rows(a, b).dequantize()
+        return self._weights.weights(key, a, b)
+
+    def vector(self, key: str) -> Floats:
+        return self._weights.vector(key)

@@ -1,0 +1,168 @@
+"""GPTQ: each column's rounding error is made up for by the columns that follow, as the inputs' Hessian says.
+
+Method: arXiv:2210.17323. Columns are rounded one after the other so that ||(W - Q) X|| stays small. In its equal form
+without an inverse (LDLQ, arXiv:2307.13304, theorem 6): with H = X X^T = U D U^T, U upper triangular with ones on the
+diagonal, column k is rounded from W_k + sum over j < k of (W_j - Q_j) U_jk; the error is then the sum of D_k times
+the square of what rounding column k itself took.
+
+Groups share a scale, but may be worked through in any order, and so may the columns of a group: the codes are stored
+where they belong. The columns that matter most go first, while most others are left to make up for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeship.quant.search import choose_scales, round_to
+from edgeship.tensors import QuantizedRows
+
+Floats = NDArray[np.float32]
+
+DAMPING = 0.01  # of the mean diagonal, added to it: as in the paper's code
+PANEL = 256  # columns of the Hessian factored at a time
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """A Hessian, factored: everything the rounding of a matrix's rows needs to know of its inputs."""
+
+    order: NDArray[np.int64]  # [columns]: the column that goes k-th; groups stay together
+    upper: Floats  # [columns, columns], in that order: U
+    errors: Floats  # [columns]: D
+    group: int
+
+
+def prepare(hessian: Floats, group: int, *, damping: float = DAMPING, ordered: bool = True) -> Feedback:
+    """Factor the Hessian `[columns, columns]`, of which only the upper triangle is read; its memory may be reused.
+
+    `group` divides the columns. Without `ordered` the columns go as they come.
+    """
+    diagonal = hessian.diagonal().astype(np.float64)
+    mean = float(diagonal.mean())
+    order = _order(diagonal, group) if ordered else np.arange(len(diagonal))
+    upper = _permuted(hessian, order) if ordered else hessian
+    upper[np.diag_indices_from(upper)] += np.float32(damping * mean if mean > 0 else 1)
+    factor(upper)
+    pivots = upper.diagonal().copy()
+    upper /= pivots
+    return Feedback(order, upper, pivots**2, group)
+
+
+def _order(diagonal: NDArray[np.float64], group: int) -> NDArray[np.int64]:
+    """Groups by their largest diagonal element, falling, and so the columns of each."""
+    by_group = diagonal.reshape(-1, group)
+    groups = np.argsort(-by_group.max(axis=1), kind="stable")
+    within = np.argsort(-by_group, axis=1, kind="stable")
+    return (groups[:, None] * group + within[groups]).reshape(-1)
+
+
+def _permuted(hessian: Floats, order: NDArray[np.int64]) -> Floats:
+    """The Hessian's upper triangle with rows and columns in another order."""
+    out = np.empty_like(hessian)
+    for a in range(0, len(order), PANEL):
+        rows = order[a : a + PANEL, None]
+        out[a : a + PANEL] = hessian[np.minimum(rows, order), np.maximum(rows, order)]
+    return out
+
+
+def factor(a: Floats) -> None:
+    """Replace the upper triangle of a symmetric `a` `[n, n]` by V, upper triangular, with a = V V^T.
+
+    Cholesky from the last column to the first, a panel at a time, in place; below the diagonal lies no number of use.
+    """
+    for end in range(len(a), 0, -PANEL):
+        start = max(0, end - PANEL)
+        corner = _factor_corner(a[start:end, start:end].astype(np.float64))
+        a[start:end, start:end] = corner
+        if start == 0:
+            return
+        panel = a[:start, start:end]
+        panel[:] = np.linalg.solve(corner, panel.T.astype(np.float64)).T
+        for at in range(0, start, PANEL):
+            rows = slice(at, min(at + PANEL, start))
+            a[rows, at:start] -= panel[rows] @ panel[at:].T
+
+
+def _factor_corner(a: NDArray[np.float64]) -> NDArray[np.float64]:
+    """V for a small matrix, whose upper triangle is read."""
+    flipped = a[::-1, ::-1]  # Cholesky's lower factor of it, flipped back, is the upper one
+    try:
+        lower = np.linalg.cholesky(flipped)
+    except np.linalg.LinAlgError:  # float32 sums of a Hessian of low rank: lift what fell below zero
+        whole = np.tril(flipped) + np.tril(flipped, -1).T
+        values, vectors = np.linalg.eigh(whole)
+        values = np.maximum(values, 1e-6 * max(float(values[-1]), 1e-30))
+        lower = np.linalg.cholesky((vectors * values) @ vectors.T)
+    return np.ascontiguousarray(lower[::-1, ::-1])
+
+
+def corrected(rows: Floats, lacking: Floats, feedback: Feedback) -> Floats:
+    """Rows `[n, columns]` that make up for inputs which earlier layers' rounding has moved: W + L H^-1.
+
+    `lacking` is L = W (X_exact - X) X^T. With it the rows, times the inputs as they are, come nearest to what the exact
+    inputs would give (arXiv:2504.02692, in the symmetric form of its least-squares problem).
+    """
+    upper, n = feedback.upper, len(feedback.order)
+    z = np.ascontiguousarray(lacking.T[feedback.order])  # [columns, n]; becomes H^-1 L^T, from U D U^T z = L^T
+    spans = [(a, min(a + PANEL, n)) for a in range(0, n, PANEL)]
+    for a, b in reversed(spans):
+        z[a:b] = _inverse(upper[a:b, a:b]) @ z[a:b]
+        z[:a] -= upper[:a, a:b] @ z[a:b]
+    z /= feedback.errors[:, None]
+    for a, b in spans:
+        z[a:b] = _inverse(upper[a:b, a:b]).T @ (z[a:b] - upper[:a, a:b].T @ z[:a])
+    out = rows.copy()
+    out[:, feedback.order] += z.T
+    return out
+
+
+def _inverse(corner: Floats) -> Floats:
+    """Of an upper triangular matrix with ones on the diagonal, of which only what lies above that is read."""
+    inverse: Floats = np.linalg.inv(np.triu(corner, 1).astype(np.float64) + np.eye(len(corner))).astype(np.float32)
+    return inverse
+
+
+def quantize(rows: Floats, feedback: Feedback, bits: int) -> QuantizedRows:
+    """Rows float32 `[rows, columns]` on the grid of `bits`; rows do not depend on each other.
+
+    Memory: four times that of the rows.
+    """
+    group, columns = feedback.group, rows.shape[1]
+    w = np.ascontiguousarray(rows.T[feedback.order])  # [columns, rows], in the order they are worked through
+    errors = np.empty_like(w)  # W - Q
+    codes = np.empty((columns, len(rows)), np.uint8)
+    scales = np.empty((columns // group, len(rows)), np.float32)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        for a in range(0, columns, group):
+            b = a + group
+            moved, corner = feedback.upper[:a, a:b].T @ errors[:a], feedback.upper[a:b, a:b]
+            # Where the columns would go if none of the group were rounded: each makes up for the others' moves too.
+            free = _inverse(corner).T @ moved
+            scale = choose_scales(w[a:b] + free, feedback.errors[a:b, None], bits)
+            chosen = _round_group(w[a:b], w[a:b] + moved, errors[a:b], corner, scale, bits)
+            codes[feedback.order[a:b]] = chosen
+            scales[feedback.order[a] // group] = scale
+    by_position = codes.reshape(columns // group, group, len(rows)).transpose(1, 2, 0)  # [group, rows, groups]
+    return QuantizedRows(
+        bits,
+        len(rows),
+        np.ascontiguousarray(by_position).reshape(group, -1),
+        np.ascontiguousarray(scales.T).reshape(-1),
+    )
+
+
+def _round_group(
+    w: Floats, target: Floats, errors: Floats, upper: Floats, scale: Floats, bits: int
+) -> NDArray[np.uint8]:
+    """Round a group's columns `[group, rows]` one by one, noting W - Q of each in `errors`; the codes."""
+    codes = np.empty(w.shape, np.uint8)
+    for k in range(len(w)):
+        wanted = target[k] + upper[:k, k] @ errors[:k]
+        steps = round_to(wanted, scale, bits)
+        np.copyto(codes[k], steps + np.float32(1 << (bits - 1)), casting="unsafe")
+        np.multiply(steps, scale, out=steps)
+        np.subtract(w[k], steps, out=errors[k])
+    return codes

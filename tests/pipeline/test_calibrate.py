@@ -1,0 +1,396 @@
+"""Calibration from text to artifact: statistics, tokens, codes by block, and the export around them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import exports
+import tolerances
+from checkpoints import write_checkpoint
+from edgeship import archs, build
+from edgeship.archs.base import Decoder
+from edgeship.calibrate import export as calibrate_export
+from edgeship.calibrate import quantize, statistics
+from edgeship.calibrate.quantize import Calibrator, Overlay
+from edgeship.calibrate.store import CodeWriter, StoredCodes
+from edgeship.checkpoint.checkpoint import account, open_checkpoint
+from edgeship.encodings import ENCODINGS
+from edgeship.errors import CheckpointError, PlanError, ResourceError
+from edgeship.progress import Silent
+from edgeship.quant import rtn
+from edgeship.reference.blocks import Block, Walk, hidden_states
+from edgeship.reference.forward import Pass
+from edgeship.reference.weights import EMBED, HEAD, CheckpointWeights, Weights
+from edgeship.tensors import QuantizedRows
+from edgeship.tiny import checkpoint_dir
+from edgeship.tiny.text import samples
+from edgeship_runtime.gguf import read_header
+
+Floats = NDArray[np.float32]
+
+INT4 = ENCODINGS["int4-32"]
+TEXT = "The cat sat on the mat, and the dog by the door. def add(a, b): return a + b\n" * 60
+
+
+def opened(path: Path) -> tuple[Decoder, CheckpointWeights]:
+    checkpoint = open_checkpoint(path)
+    decoder = archs.read(checkpoint.config)
+    return decoder, CheckpointWeights(account(checkpoint, decoder.roles()))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("small"), layers=3)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [[int(i) for i in rng.integers(0, 320, 40)] for _ in range(8)]
+
+
+def body(decoder: Decoder, encoding: str = "int4-32") -> dict[str, Any]:
+    return {r.key: ENCODINGS[encoding] for r in decoder.roles() if r.part == "body"}
+
+
+# Statistics
+
+
+def test_moments_and_hessians_are_those_of_the_inputs(small: Path, tokens: list[list[int]]) -> None:
+    decoder, weights = opened(small)
+    wanted: dict[str, list[Floats]] = {}
+    walk = Walk(decoder, weights, tokens)
+    states = [walk.hidden(batch).copy() for batch in walk.batches]
+    for i in range(decoder.layers):
+        block = Block(decoder, i, weights)
+
+        def see(keys: Sequence[str], x: Floats) -> None:
+            for key in keys:
+                wanted.setdefault(key, []).append(x)
+
+        states = [block.forward(x, batch.lengths, see) for x, batch in zip(states, walk.batches, strict=True)]
+    wanted[HEAD] = [x for _, x in hidden_states(decoder, weights, tokens)]
+
+    chosen = "layers.1.mlp.down.weight"
+    found = statistics(decoder, weights, tokens, hessians=[chosen])
+    assert set(found) == set(wanted)
+    for key, parts in wanted.items():
+        x = np.concatenate(parts).astype(np.float64)
+        assert found[key].count == len(x) == 320
+        np.testing.assert_allclose(found[key].second_moments, np.square(x).mean(axis=0), rtol=tolerances.MOMENTS)
+        assert (found[key].hessian is not None) == (key == chosen)
+    x = np.concatenate(wanted[chosen]).astype(np.float64)
+    whole = x.T @ x / len(x)
+    assert np.abs(found[chosen].hessian - whole).max() <= tolerances.HESSIAN * whole.max()
+
+
+def test_statistics_go_on_at_the_block_they_were_cut_short_at(
+    small: Path, tokens: list[list[int]], tmp_path: Path
+) -> None:
+    decoder, weights = opened(small)
+    whole = statistics(decoder, weights, tokens)
+    read: list[str] = []
+
+    class Failing(CheckpointWeights):
+        def weights(self, key: str, a: int, b: int) -> Floats:
+            read.append(key)
+            if key == "layers.2.attn.o.weight" and len(read) < 5000:
+                raise KeyboardInterrupt
+            return super().weights(key, a, b)
+
+    failing = Failing(weights._tensors)
+    with pytest.raises(KeyboardInterrupt):
+        statistics(decoder, failing, tokens, directory=tmp_path)
+    read[:] = ["many"] * 5000
+    again = statistics(decoder, failing, tokens, directory=tmp_path)
+    assert not any(key.startswith(("layers.0", "layers.1")) for key in read), "two blocks were done"
+    for key, each in whole.items():
+        np.testing.assert_array_equal(again[key].second_moments, each.second_moments)
+
+
+# Codes by block
+
+
+def divergence(decoder: Decoder, exact: Weights, other: Weights, tokens: Sequence[Sequence[int]]) -> float:
+    """Mean KL divergence in nats of `other`'s predictions from those of `exact`."""
+
+    def logs(weights: Weights) -> NDArray[np.float64]:
+        out = []
+        with Pass(decoder, weights) as run:
+            for _, hidden in hidden_states(decoder, weights, tokens):
+                out.append(np.concatenate(run.logits(hidden, lambda _, piece: piece)).T.astype(np.float64))
+        x = np.concatenate(out)
+        x -= x.max(axis=1, keepdims=True)
+        return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+    p, q = logs(exact), logs(other)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+class Rounded:
+    """A weight's rows, rounded to nearest."""
+
+    def __init__(self, weights: Weights, key: str) -> None:
+        self._weights, self._key = weights, key
+
+    def rows(self, a: int, b: int) -> QuantizedRows:
+        return rtn.quantize(self._weights.weights(self._key, a, b).copy(), 4, 32)
+
+
+def test_calibrated_int4_loses_less_than_half_of_what_rounding_loses(tmp_path: Path) -> None:
+    """On the embedded model, in nats of text it has not seen; every weight takes the same bytes."""
+    from tokenizers import Tokenizer
+
+    decoder, weights = opened(checkpoint_dir())
+    tokenizer = Tokenizer.from_file(str(checkpoint_dir() / "tokenizer.json"))
+
+    def cut(texts: Iterator[str], count: int) -> list[list[int]]:
+        ids = [i for text in texts for i in tokenizer.encode(text).ids]
+        return [ids[i * 256 : (i + 1) * 256] for i in range(count)]
+
+    seen, unseen = cut(islice(samples(1, "train"), 300), 32), cut(islice(samples(2, "held-out"), 120), 20)
+    rounded = Overlay(weights, {key: Rounded(weights, key) for key in body(decoder)})  # type: ignore[arg-type]
+    losses = [divergence(decoder, weights, rounded, unseen)]
+    for algorithm in ("rtn-search", "gptq"):
+        made = Calibrator(decoder, weights, seen, body(decoder), algorithm, tmp_path / algorithm, Silent()).run()
+        losses.append(divergence(decoder, weights, Overlay(weights, made), unseen))
+    assert losses[1] < losses[0]
+    assert losses[2] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("algorithm", ["rtn-search", "gptq"])
+def test_a_run_that_was_cut_short_goes_on_at_its_block(
+    algorithm: quantize.Algorithm, small: Path, tokens: list[list[int]], tmp_path: Path
+) -> None:
+    decoder, weights = opened(small)
+    encodings = body(decoder) | {"layers.1.attn.v.weight": ENCODINGS["int8-32"], EMBED: INT4, HEAD: INT4}
+    whole = Calibrator(decoder, weights, tokens, encodings, algorithm, tmp_path / "whole", Silent()).run()
+
+    class Failing(Silent):
+        def advance(self, n: int, name: str) -> None:
+            if name == "layers.1.mlp.gate":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Calibrator(decoder, weights, tokens, encodings, algorithm, tmp_path / "cut", Failing()).run()
+    first = tmp_path / "cut" / "layers.0.mlp.down.weight.codes"
+    written = first.stat().st_mtime_ns
+    again = Calibrator(decoder, weights, tokens, encodings, algorithm, tmp_path / "cut", Silent()).run()
+    assert first.stat().st_mtime_ns == written
+    assert set(again) == set(whole) == set(encodings)
+    for key in whole:
+        assert again[key].path.read_bytes() == whole[key].path.read_bytes(), key
+
+
+def test_a_model_that_answers_with_no_numbers_is_refused(tmp_path: Path, tokens: list[list[int]]) -> None:
+    decoder, weights = opened(write_checkpoint(tmp_path / "model"))
+
+    class Overflowing(CheckpointWeights):
+        def weights(self, key: str, a: int, b: int) -> Floats:
+            return super().weights(key, a, b) * np.float32(np.inf if key == "layers.1.attn.q.weight" else 1)
+
+    for algorithm in ("rtn-search", "gptq"):
+        work = Calibrator(
+            decoder, Overflowing(weights._tensors), tokens, body(decoder), algorithm, tmp_path / algorithm, Silent()
+        )
+        with (
+            np.errstate(invalid="ignore"),
+            pytest.raises(CheckpointError, match=r"layers\.1\.attn\.q\.weight: .*finite"),
+        ):
+            work.run()
+
+
+@pytest.mark.parametrize("encoding", ["int4-32", "int4-128", "int8-64"])
+def test_the_store_gives_rows_back_as_they_were(encoding: str, tmp_path: Path) -> None:
+    e = ENCODINGS[encoding]
+    x = np.random.default_rng(0).standard_normal((21, 256)).astype(np.float32)
+    stored = StoredCodes(tmp_path / "x.codes", e, (21, 256))
+    with stored.writing() as store:
+        for a, b in ((8, 21), (0, 8)):
+            store.put(a, rtn.quantize(x[a:b].copy(), e.bits, e.group))
+        assert not stored.whole
+    assert stored.whole
+    for a, b in ((0, 21), (3, 4), (7, 19)):
+        rows, wanted = stored.rows(a, b), rtn.quantize(x[a:b].copy(), e.bits, e.group)
+        np.testing.assert_array_equal(rows.codes, wanted.codes)
+        np.testing.assert_array_equal(rows.scales, wanted.scales)
+        assert (rows.bits, rows.rows) == (e.bits, b - a)
+
+
+# The export
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def fields(text: Path, **scheme: Any) -> dict[str, Any]:
+    calibration = {"text": str(text), "tokens": 256, "sequence": 64}
+    return {"scheme": {"algorithm": "gptq", **scheme}, "calibration": calibration, "formats": ["onnx", "gguf"]}
+
+
+def run(checkpoint: Path, out: Path, **given: Any) -> Path:
+    recipe = exports.recipe(**given)
+    return build.export(
+        recipe, checkpoint=checkpoint, out=out, formats=recipe.formats, max_ram=1 << 30, force=False, progress=Silent()
+    ).artifact
+
+
+def contents(directory: Path) -> dict[str, str]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("scheme", [{}, {"embeddings": "int4", "head": "int4"}, {"algorithm": "rtn-search"}])
+def test_both_formats_hold_the_same_calibrated_weights(
+    scheme: dict[str, Any], small: Path, text: Path, tmp_path: Path
+) -> None:
+    import gguf
+
+    made = run(small, tmp_path, **fields(text, **scheme))
+    decoder, _ = opened(small)
+    plan = build.plan_checkpoint(
+        exports.recipe(**fields(text, **scheme)), json.loads((small / "config.json").read_text())
+    )
+    header = read_header(next((made / "gguf").glob("*.gguf")))
+    tensors = {t.name: t for t in gguf.GGUFReader(header.path).tensors}
+    from edgeship.formats.onnx.layout import lay_out
+    from edgeship.reference.weights import StoredWeights
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, decoder.layers)
+    with StoredWeights(made / "onnx" / "model.onnx.data", {p.role.key: p for p in lay_out(plan).places}) as stored:
+        for role in decoder.roles():
+            if role.part != "body" and role.key != EMBED:
+                continue
+            tensor = tensors[names.get_name(role.tensor, (".weight",))]
+            theirs = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(role.shape)
+            np.testing.assert_array_equal(stored.weights(role.key, 0, role.shape[0]), theirs, err_msg=role.key)
+    assert not list(made.rglob("calibration*")), "the codes' store is no part of an artifact"
+
+
+def test_the_manifest_says_what_was_looked_at(small: Path, text: Path, tmp_path: Path) -> None:
+    made = run(small, tmp_path, **fields(text))
+    recipe = json.loads((made / "onnx" / "edgeship.json").read_text())["recipe"]
+    assert recipe["scheme"]["algorithm"] == "gptq"
+    said = recipe["calibration"]
+    assert (said["text"], said["tokens"], said["sequence"], said["seed"]) == ("words.txt", 256, 64, 0)
+    assert len(said["sha256"]) == 64
+
+
+def test_an_interrupted_export_keeps_the_codes_it_chose(
+    small: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = contents(run(small, tmp_path / "whole", **fields(text)))
+
+    def interrupted(*_: object) -> Iterator[None]:
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "stream", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(small, tmp_path / "cut", **fields(text))
+    assert list((tmp_path / "cut").rglob("*.codes"))
+
+    def refused(*_: object) -> None:
+        raise AssertionError("nothing is to be chosen again")
+
+    monkeypatch.setattr(quantize.gptq, "quantize", refused)
+    assert contents(run(small, tmp_path / "cut", **fields(text))) == whole
+
+
+def test_a_full_disk_keeps_what_was_chosen(
+    small: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = contents(run(small, tmp_path / "whole", **fields(text)))
+
+    def full(self: CodeWriter, a: int, rows: QuantizedRows) -> None:
+        if "layers.1.mlp" in self.kept.path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(self, a, rows)
+
+    put = CodeWriter.put
+    with monkeypatch.context() as patch:
+        patch.setattr(CodeWriter, "put", full)
+        with pytest.raises(ResourceError, match="what was finished is kept"):
+            run(small, tmp_path / "cut", **fields(text))
+    kept = sorted(path.name for path in (tmp_path / "cut").rglob("*.codes"))
+    assert "layers.0.mlp.down.weight.codes" in kept
+    assert not any("layers.1.mlp" in name for name in kept)
+    assert contents(run(small, tmp_path / "cut", **fields(text))) == whole
+
+
+def test_the_plan_says_how_much_memory_it_takes(text: Path) -> None:
+    config = json.loads((checkpoint_dir() / "config.json").read_text())
+    plan = build.plan_checkpoint(exports.recipe(**fields(text)), config)
+    assert any("gptq with 256 calibration tokens needs --max-ram 4" in note for note in plan.notes), plan.notes
+
+
+def test_other_calibration_text_is_other_work(
+    small: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(run(small, tmp_path / "a", **fields(text)))
+    other = tmp_path / "words.txt"
+    other.write_text("Something else altogether, line by line.\n" * 200)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "seal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(small, tmp_path / "b", **fields(other))
+    after = contents(run(small, tmp_path / "b", **fields(text)))
+    assert after == before
+
+
+def test_too_little_memory_is_said_before_the_work(small: Path, text: Path, tmp_path: Path) -> None:
+    plan = build.plan_checkpoint(exports.recipe(**fields(text)), json.loads((small / "config.json").read_text()))
+    calibrate_export.require_memory(plan, 600 << 20)
+    with pytest.raises(PlanError, match=r"--max-ram: expected at least .* for gptq with 256 calibration tokens"):
+        calibrate_export.require_memory(plan, 400 << 20)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"scheme": {"algorithm": "gptq"}}, "scheme.algorithm: gptq needs text to look at; set calibration"),
+        (
+            {"scheme": {"algorithm": "gptq", "body": "float32"}, "calibration": {}},
+            "gptq chooses the codes of int4 and int8, which the body has none of",
+        ),
+        (
+            {"scheme": {"algorithm": "rtn-search"}, "calibration": {"text": "/nowhere/words.txt"}},
+            "calibration: no such file: /nowhere/words.txt",
+        ),
+        (
+            {"scheme": {"algorithm": "gptq"}, "calibration": {"sequence": 4096}},
+            "calibration.sequence: 4096 is more than the 1024 positions",
+        ),
+        (
+            {"scheme": {"algorithm": "gptq"}, "calibration": {}, "imatrix": "/nowhere/im.gguf"},
+            "imatrix: gptq weighs errors by what calibration shows",
+        ),
+    ],
+)
+def test_what_cannot_be_is_a_conflict_of_the_plan(given: dict[str, Any], said: str) -> None:
+    config = json.loads((checkpoint_dir() / "config.json").read_text())
+    plan = build.plan_checkpoint(exports.recipe(**given), config)
+    assert any(said in conflict for conflict in plan.conflicts), plan.conflicts
+
+
+def test_calibration_without_an_algorithm_changes_no_weight(small: Path, text: Path, tmp_path: Path) -> None:
+    plain = run(small, tmp_path / "plain", formats=["onnx"])
+    looked = run(
+        small, tmp_path / "looked", formats=["onnx"], calibration={"text": str(text), "tokens": 64, "sequence": 32}
+    )
+    assert contents(plain)["onnx/model.onnx.data"] == contents(looked)["onnx/model.onnx.data"]

@@ -1,0 +1,198 @@
+"""Encoders through Optimum: exported and quantized in its environment, compared with the float model, sealed."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgeship.checkpoint.files import TOKENIZER
+from edgeship.checkpoint.strict_json import show
+from edgeship.errors import CheckpointError, FidelityError, RecipeError
+from edgeship.exporter import Optimum
+from edgeship.exporters import environment as environments
+from edgeship.exporters.base import (
+    Job,
+    Made,
+    check_size,
+    described,
+    manifest,
+    ship,
+    weight_bytes,
+    whole,
+    write_card,
+)
+from edgeship.exporters.environment import Environment
+from edgeship.exporters.pooling import module_files, read_modules, sequence_limit
+from edgeship.exporters.texts import TEXTS
+from edgeship.progress import Progress
+from edgeship.recipe import Recipe
+from edgeship.tokenizer import TOKENIZER_CONFIG, open_tokenizer
+from edgeship_runtime.encoder import CONFIG, GOLDEN, cosine, read_reading
+from edgeship_runtime.errors import EdgeshipRuntimeError
+from edgeship_runtime.facts import EMBED, ModelFacts, SamplingDefaults, WeightFacts
+from edgeship_runtime.manifest import Manifest, write_manifest
+
+LEAST_COSINE = {"dynamic": 0.95, "static": 0.95, "none": 0.999}
+"""Least similarity to the float model where the recipe says none.
+
+MiniLM, int8 dynamic: 0.986 at least over 200 sentences on x86 with VNNI; processors without it round more. A wrong
+table, pooling or kernel is far below.
+"""
+CALIBRATION_TEXTS = 1024
+CALIBRATION_BYTES = 16 << 20
+
+# Positions of these begin after the padding token's id.
+SHIFTED = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl", "xmod", "longformer", "data2vec-text")
+SIDE_FILES = [CONFIG, TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json"]
+
+
+def check(recipe: Recipe, environment: Environment, progress: Progress) -> None:
+    """Refuse what can be refused without the checkpoint: calibration texts that are not there."""
+    options = recipe.optimum or Optimum()
+    if options.calibration is not None:
+        _calibration_texts(Path(options.calibration))
+
+
+def write(job: Job) -> Made:
+    """Export, quantize, compare and seal. Raises FidelityError where the artifact is too far from the float model."""
+    options = job.recipe.optimum or Optimum()
+    encoder = _read(job, options)
+    asked = [encoder.tokenizer.encode(text).ids for text in TEXTS]
+    answer = environments.run(job.environment, "encoder", _request(job, options, encoder, asked), job.progress)
+    if options.task == EMBED:
+        modules = read_modules(job.source.path, options)
+        for name, content in module_files(modules, encoder.hidden, encoder.facts.context_length).items():
+            (job.directory / name).parent.mkdir(exist_ok=True)
+            (job.directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    files = ship(job, SIDE_FILES)
+    size, count = weight_bytes(files), int(answer["parameters"])
+    kind = "float32" if options.quantization == "none" else "int8"
+    weights = WeightFacts(round(min(64.0, 8 * size / count), 4), {"body": kind, "embeddings": kind})
+    made = manifest(job, encoder.facts, SamplingDefaults(), files, weights)
+    close = _compare(job, made, asked, str(answer["made_with"]))
+    example = f"{'embed' if options.task == EMBED else 'classify'} . 'A text.'"
+    write_card(job, encoder.facts.type, options.task, count, size, close, example)
+    made = replace(made, files=described(job.directory))
+    check_size(job.recipe, made.files)
+    write_manifest(job.directory, made)
+    return Made(round(8 * size / count, 3), close)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    facts: ModelFacts
+    tokenizer: Tokenizer  # cuts texts as the runtime does
+
+    @property
+    def hidden(self) -> int:
+        return self.facts.hidden_size
+
+
+def _read(job: Job, options: Optimum) -> _Encoder:
+    """Everything of the checkpoint but its weights, checked before the long work."""
+    config, path = job.source.config, job.source.path
+    if config.get("is_encoder_decoder"):
+        raise CheckpointError(
+            f"{path}: expected an encoder, found one with a decoder ({str(config.get('model_type'))[:40]}).",
+            hint="sequence-to-sequence models are not exported",
+        )
+    if config.get("auto_map"):
+        raise CheckpointError(
+            f"{path}: config.json: auto_map asks to run code that lies in the checkpoint; it is not run.",
+            hint="use a checkpoint that transformers knows by itself",
+        )
+    vocab, hidden = whole(config, "vocab_size"), whole(config, "hidden_size", "dim", "d_model")
+    heads = whole(config, "num_attention_heads", "n_heads")
+    tokenizer = open_tokenizer(path / TOKENIZER, vocab)
+    pad = config.get("pad_token_id")
+    pad = pad if isinstance(pad, int) and 0 <= pad < vocab else None
+    kind = str(config.get("model_type", ""))[:100]
+    positions = whole(config, "max_position_embeddings") - ((pad or 0) + 1 if kind in SHIFTED else 0)
+    length = sequence_limit(path, options, positions)
+    tokenizer.enable_truncation(length)
+    facts = ModelFacts(
+        type=kind,
+        vocab_size=vocab,
+        layers=whole(config, "num_hidden_layers", "n_layers"),
+        kv_heads=heads,
+        head_dim=max(1, hidden // heads),
+        hidden_size=hidden,
+        context_length=length,
+        default_context=length,
+        bos_token_id=None,
+        eos_token_ids=(),
+        pad_token_id=pad,
+        logits="all",
+        task=options.task,
+    )
+    return _Encoder(facts, tokenizer)
+
+
+def _request(job: Job, options: Optimum, encoder: _Encoder, asked: Sequence[Sequence[int]]) -> dict[str, Any]:
+    found = _calibration_texts(Path(options.calibration)) if options.calibration else []
+    return {
+        "checkpoint": str(job.source.path.resolve()),
+        "out": str(job.directory.resolve()),
+        "answers": str(job.scratch),
+        "task": options.task,
+        "quantization": options.quantization,
+        "per_channel": options.per_channel,
+        "calibration": [encoder.tokenizer.encode(text).ids for text in found],
+        "cases": list(asked),
+        "threads": job.threads,
+    }
+
+
+def _calibration_texts(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            found = [line.strip() for line in file.read(CALIBRATION_BYTES).splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"optimum.calibration: {path}: cannot be read: {error}.", hint="a text per line") from None
+    if not found:
+        raise RecipeError(f"optimum.calibration: {path}: expected a text per line, found none.", hint="some 100 do")
+    return found[:CALIBRATION_TEXTS]
+
+
+def _compare(job: Job, made: Manifest, asked: Sequence[Sequence[int]], made_with: str) -> str:
+    """Write the float model's answers as golden values; how close the artifact's are, in words."""
+    try:
+        reading = read_reading(job.directory, made)
+        floats, found = (
+            [np.asarray(reading(rows), np.float32).ravel() for rows in _answers(job.scratch / name)]
+            for name in ("float.npz", "made.npz")
+        )
+    except EdgeshipRuntimeError as error:
+        raise CheckpointError(f"{job.source.path}: {error.message}.", hint=error.hint) from None
+    options = job.recipe.optimum or Optimum()
+    least = job.recipe.accept.cosine or LEAST_COSINE[options.quantization]
+    cosines = [cosine(a, b) for a, b in zip(floats, found, strict=True)]
+    worst, mean = min(cosines), sum(cosines) / len(cosines)
+    if worst < least:
+        text = TEXTS[cosines.index(worst)]
+        raise FidelityError(
+            f"accept.cosine: expected at least {least:g} to the float model, found {worst:.4f} at {show(text)} "
+            f"(mean {mean:.4f}). The artifact was not sealed.",
+            hint="optimum: quantization: dynamic with per_channel: true loses least; none keeps float32",
+        )
+    cases = [
+        {"text": text, "token_ids": list(ids), "values": base64.b64encode(values.astype("<f2").tobytes()).decode()}
+        for text, ids, values in zip(TEXTS, asked, floats, strict=True)
+    ]
+    golden = {"schema": 1, "made_with": f"float32, {made_with}", "least_cosine": least, "cases": cases}
+    (job.directory / GOLDEN).parent.mkdir(exist_ok=True)
+    (job.directory / GOLDEN).write_text(json.dumps(golden, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return f"cosine similarity to the float model {mean:.4f}, at least {worst:.4f} ({len(cosines)} texts)"
+
+
+def _answers(path: Path) -> list[NDArray[np.float32]]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return [arrays[f"arr_{place}"] for place in range(len(arrays.files))]

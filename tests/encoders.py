@@ -1,0 +1,194 @@
+"""Encoders: checkpoints that transformers makes, and toy ONNX artifacts that numpy can follow."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from edgeship_runtime.manifest import collect_files, parse_manifest, write_manifest
+from manifests import VALID
+
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    *["the", "cat", "dog", "sat", "ran", "on", "a", "mat", "road", "house", "red", "blue", "is", "not", "and", "we"],
+)
+SIZE, LENGTH = 8, 12
+LABELS = ("bad", "fair", "good")
+
+Answer = Callable[[Sequence[int]], NDArray[np.float32]]
+
+
+def write_words(directory: Path) -> Tokenizer:
+    """A tokenizer of whole words, with BERT's tokens around a text."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", WORDS.index("[CLS]")), ("[SEP]", WORDS.index("[SEP]"))]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return tokenizer
+
+
+def write_graph(path: Path, task: str, *, labels: int = len(LABELS), extra_input: bool = False) -> Answer:
+    """A graph that looks vectors up and, to classify, projects them; returns the same in numpy for one text."""
+    rng = np.random.default_rng(7)
+    table = rng.standard_normal((len(WORDS), SIZE)).astype(np.float32)
+    project = rng.standard_normal((SIZE, labels)).astype(np.float32)
+    node = helper.make_node
+    nodes = [node("Gather", ["table", "input_ids"], ["rows"])]
+    shape: list[Any] = ["n", "t", SIZE]
+    if task == "feature-extraction":
+        nodes.append(node("Identity", ["rows"], ["out"]))
+    elif task == "token-classification":
+        nodes.append(node("MatMul", ["rows", "project"], ["out"]))
+        shape = ["n", "t", labels]
+    else:  # the sum over the text alone: what padding adds would show
+        nodes += [
+            node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+            node("Unsqueeze", ["mask", "last"], ["column"]),
+            node("Mul", ["rows", "column"], ["kept"]),
+            node("ReduceSum", ["kept", "one"], ["sum"], keepdims=0),
+            node("MatMul", ["sum", "project"], ["out"]),
+        ]
+        shape = ["n", labels]
+    names = ["input_ids", "attention_mask", *(["pixel_values"] if extra_input else [])]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "t"]) for name in names]
+    values = [
+        numpy_helper.from_array(table, "table"),
+        numpy_helper.from_array(project, "project"),
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+        numpy_helper.from_array(np.array([-1], np.int64), "last"),
+    ]
+    graph = helper.make_graph(
+        nodes, "toy", inputs, [helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)], values
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+    def answer(ids: Sequence[int]) -> NDArray[np.float32]:
+        rows = table[list(ids)]
+        if task == "feature-extraction":
+            return np.asarray(rows)
+        return np.asarray(rows @ project if task == "token-classification" else rows.sum(axis=0) @ project)
+
+    return answer
+
+
+def modules(*, normalize: bool = True, mean: bool = True, more: str = "") -> dict[str, Any]:
+    """sentence-transformers' module files by name."""
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else []), *([more] if more else [])]
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
+    return {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": paths[i], "type": f"sentence_transformers.models.{kind}"}
+            for i, kind in enumerate(kinds)
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": SIZE,
+            "pooling_mode_cls_token": not mean,
+            "pooling_mode_mean_tokens": mean,
+        },
+    }
+
+
+def write_files(directory: Path, files: dict[str, Any]) -> None:
+    """JSON values under their names."""
+    for name, value in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(json.dumps(value), encoding="utf-8")
+
+
+def golden(cases: Sequence[tuple[str, Sequence[int], NDArray[np.float32]]], least: float = 0.99) -> dict[str, Any]:
+    """The value of `acceptance/encoder.json`."""
+    return {
+        "schema": 1,
+        "made_with": "numpy",
+        "least_cosine": least,
+        "cases": [
+            {
+                "text": text,
+                "token_ids": list(ids),
+                "values": base64.b64encode(values.ravel().astype("<f2").tobytes()).decode(),
+            }
+            for text, ids, values in cases
+        ],
+    }
+
+
+def seal(directory: Path, task: str, length: int = LENGTH) -> Path:
+    """Write the manifest over all that lies in the directory."""
+    facts = {
+        "type": "bert",
+        "task": task,
+        "vocab_size": len(WORDS),
+        "layers": 1,
+        "kv_heads": 1,
+        "head_dim": SIZE,
+        "hidden_size": SIZE,
+        "context_length": length,
+        "default_context": length,
+        "bos_token_id": None,
+        "eos_token_ids": [],
+        "pad_token_id": 0,
+        "logits": "all",
+    }
+    (directory / "edgeship.json").unlink(missing_ok=True)
+    files = {name: {"size": e.size, "sha256": e.sha256} for name, e in collect_files(directory).items()}
+    value = VALID | {"name": "toy-encoder", "model": facts, "files": files}
+    write_manifest(directory, parse_manifest(json.dumps(value).encode()))
+    return directory
+
+
+def write_encoder(directory: Path, task: str, files: dict[str, Any] | None = None, **graph: Any) -> tuple[Path, Answer]:
+    """A sealed toy artifact for a task, with `files` in place of what belongs beside the graph."""
+    directory.mkdir(parents=True)
+    write_words(directory)
+    answer = write_graph(directory / "model.onnx", task, **graph)
+    labels = {"id2label": {str(i): label for i, label in enumerate(LABELS)}}
+    write_files(directory, {"config.json": labels} | (modules() if files is None else files))
+    return seal(directory, task), answer
+
+
+def write_bert(directory: Path, task: str = "feature-extraction", *, pooling: bool = True, labels: int = 3) -> Any:
+    """A small BERT checkpoint with random weights as transformers saves it; returns the model."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel
+
+    torch.manual_seed(0)
+    kinds = {
+        "feature-extraction": BertModel,
+        "text-classification": BertForSequenceClassification,
+        "token-classification": BertForTokenClassification,
+    }
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=labels,
+        initializer_range=0.5,
+    )
+    directory.mkdir(parents=True)
+    model = kinds[task](config).eval()
+    model.save_pretrained(directory, safe_serialization=True)
+    write_words(directory)
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "model_max_length": 48})
+    )
+    if task == "feature-extraction" and pooling:
+        write_files(directory, modules())
+    return model

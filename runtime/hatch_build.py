@@ -1,4 +1,4 @@
-"""Leaves comments and blanks out of the wheel, and docstrings but a module's first line and those of the public API.
+"""Leaves comments and blanks out of the wheel, and of what is no public API docstrings and the types of functions.
 
 Boards have small disks and slow links. Lines stay where they are, so a traceback of an installed wheel points into the
 repository's files.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGE = "edgeship_runtime"
 PUBLIC = ("__init__.py", "answer.py", "errors.py", "model.py", "sampling.py")
-"""Modules whose docstrings `help()` is asked for."""
+"""Modules whose docstrings `help()` is asked for, and whose types a checker."""
 
 
 class SlimWheel(BuildHookInterface):
@@ -51,7 +52,81 @@ def slim(source: str, *, documented: bool) -> str:
     for first, last in _docstrings(ast.parse(source), documented):
         opening = lines[0].rstrip() + '"""\n' if first == 1 else "\n"
         lines[first - 1 : last] = [opening] + ["\n"] * (last - first)
-    return _tight("".join(lines))
+    return _tight(_untyped("".join(lines), documented))
+
+
+TYPING = ("collections.abc", "numpy.typing", "types", "typing")
+"""Modules of names for types; of what is imported from them only what the rest of a module uses is left."""
+
+
+def _untyped(source: str, documented: bool) -> str:
+    """`source` without types that nothing evaluates: of functions and variables, of classes' fields none.
+
+    Of private functions alone if `documented`.
+    """
+    lines = [line.encode() for line in source.splitlines(keepends=True)]  # columns of a tree are bytes
+
+    def cut(first: int, start: int, last: int, end: int) -> None:
+        """Blanks from column `start` of line `first` to column `end` of line `last`."""
+        for row in range(first - 1, last):
+            text = lines[row].rstrip(b"\n")
+            a, b = start if row == first - 1 else 0, end if row == last - 1 else len(text)
+            lines[row] = (text[:a] + b" " * (b - a) + text[b:]).rstrip() + b"\n"
+
+    def visit(node: ast.AST, typed: bool) -> None:
+        if isinstance(node, ast.FunctionDef):
+            typed = documented and (not node.name.startswith("_") or node.name.startswith("__"))
+            if not typed:
+                _cut_function(node, lines, cut)
+        if isinstance(node, ast.AnnAssign) and node.value and not typed and node.lineno == node.annotation.end_lineno:
+            cut(node.lineno, node.target.end_col_offset or 0, node.lineno, _end(node.annotation))
+        for child in ast.iter_child_nodes(node):
+            visit(child, typed or isinstance(node, ast.ClassDef))
+
+    visit(ast.parse(source), documented)
+    bare = b"".join(lines).decode()
+    return bare if documented else _imported(bare)
+
+
+def _cut_function(node: ast.FunctionDef, lines: list[bytes], cut: Callable[[int, int, int, int], None]) -> None:
+    given = node.args
+    for each in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg):
+        if each and each.annotation:
+            kind = each.annotation
+            cut(each.lineno, each.col_offset + len(each.arg.encode()), kind.end_lineno or 0, _end(kind))
+    kind = node.returns
+    if kind and kind.lineno == kind.end_lineno:  # over several lines the statement would end after the first
+        cut(kind.lineno, lines[kind.lineno - 1].rindex(b"->", 0, kind.col_offset), kind.lineno, _end(kind))
+
+
+def _end(node: ast.expr) -> int:
+    return node.end_col_offset or 0
+
+
+def _imported(source: str) -> str:
+    """`source` without imports for types alone, whose uses are gone."""
+    lines, tree = source.splitlines(keepends=True), ast.parse(source)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    fields = any(isinstance(node, ast.AnnAssign) for node in ast.walk(tree))  # which may name what comes after them
+    for node in ast.walk(tree):
+        names = ""
+        if isinstance(node, ast.ImportFrom) and node.module in TYPING:
+            names = ", ".join(each.name for each in node.names if each.name in used and each.name != "TYPE_CHECKING")
+        elif not (_for_checkers(node) or (_of_the_future(node) and not fields)):
+            continue
+        assert isinstance(node, ast.stmt)
+        first, last = node.lineno, node.end_lineno or 0
+        kept = f"from {getattr(node, 'module', '')} import {names}" if names else ""
+        lines[first - 1 : last] = [f"{kept}\n"] + ["\n"] * (last - first)
+    return "".join(lines)
+
+
+def _for_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _of_the_future(node: ast.AST) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
 def _tight(source: str) -> str:

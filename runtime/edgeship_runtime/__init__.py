@@ -8,16 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgeship_runtime.answer import Piece, Result, Stream
+    from edgeship_runtime.answer import Label, Piece, Result, Stream
     from edgeship_runtime.model import Model, load
     from edgeship_runtime.sampling import GenerationOptions
 
 __version__ = "0.1.0"
 
-__all__ = ["GenerationOptions", "Model", "Piece", "Result", "Stream", "__version__", "load"]
+__all__ = ["GenerationOptions", "Label", "Model", "Piece", "Result", "Stream", "__version__", "load"]
 
 _HOMES = {
     "GenerationOptions": "sampling",
+    "Label": "answer",
     "Model": "model",
     "Piece": "answer",
     "Result": "answer",

@@ -10,13 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeship_runtime.errors import ArtifactError
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeship_runtime.chat import ChatTemplate
+from edgeship_runtime.errors import ArtifactError, TemplateError, UsageError
 from edgeship_runtime.manifest import Manifest, artifact_file
 from edgeship_runtime.strict import Fields, read_json, show
 from edgeship_runtime.tolerances import MAX_TIE_TOLERANCE
 
 CHATS = "acceptance/chats.json"
 GOLDEN = "acceptance/golden.json"
+FIDELITY = "acceptance/fidelity.json"
+"""As GOLDEN, of the float model at some of its positions, with log probabilities for logits; not in every artifact."""
 KNOWN_SCHEMAS = (1,)
 
 DATE_STRING = "26 Jul 2024"
@@ -64,15 +70,58 @@ class GoldenCase:
 
 @dataclass(frozen=True)
 class Golden:
-    """All golden cases; tokens may part where golden logits differ by less than `tie_tolerance` * std."""
+    """All golden cases; tokens may part where golden logits differ by less than `tie_tolerance` * std.
+
+    `kl_budget`: what the KL divergence from these cases may be on average, in nats.
+    """
 
     cases: tuple[GoldenCase, ...]
     tie_tolerance: float
+    kl_budget: float = 0.0
 
     @property
     def context(self) -> int:
         """Tokens a KV cache needs room for."""
         return max((len(case.tokens) for case in self.cases), default=1)
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """An engine beside the float model: positions, those with the same best token, mean KL divergence, its budget."""
+
+    positions: int
+    equal: int
+    kl_mean: float
+    kl_budget: float
+
+
+class FloatComparison:
+    """An engine's logits beside the float model's predictions, where the artifact has them."""
+
+    def __init__(self, golden: Golden) -> None:
+        self._places = {(case.name, place.index): place for case in golden.cases for place in case.positions}
+        self._budget = golden.kl_budget
+        self._kl: list[float] = []
+        self._equal = 0
+
+    def add(self, case: str, index: int, logits: NDArray[np.float32]) -> None:
+        """Compare the logits `[vocab]` after token `index` of a case."""
+        if place := self._places.get((case, index)):
+            self._kl.append(divergence(place, logits))
+            self._equal += int(logits.argmax()) == place.top_ids[0]
+
+    def result(self) -> FloatModel | None:
+        """What was found; None where nothing was compared."""
+        count = len(self._kl)
+        return FloatModel(count, self._equal, round(sum(self._kl) / count, 6), self._budget) if count else None
+
+
+def divergence(place: Position, logits: NDArray[np.float32]) -> float:
+    """KL divergence in nats of logits `[vocab]` from the tokens of a FIDELITY position and all others as one."""
+    wide = np.exp(logits.astype(np.float64) - logits.max())
+    p, q = np.exp(place.top_logits), wide[list(place.top_ids)] / wide.sum()
+    p, q = (np.maximum(np.append(each, 1 - each.sum()), 1e-30) for each in (p, q))
+    return float(p @ np.log(p / q))
 
 
 def read_chats(directory: Path, manifest: Manifest) -> tuple[ChatCase, ...]:
@@ -102,14 +151,36 @@ def _read_chat(item: object, top: Fields, path: str, vocab: int) -> ChatCase:
     )
 
 
-def read_golden(directory: Path, manifest: Manifest) -> Golden:
-    """Read `acceptance/golden.json`; raises ArtifactError."""
-    top = _open(directory, manifest, GOLDEN, ("schema", "made_with", "tie_tolerance", "cases"))
+def render_problem(template: ChatTemplate, case: ChatCase) -> str:
+    """How a conversation's text differs from the sealed one; empty when it does not."""
+    try:
+        text = template.render(
+            case.messages, case.tools, case.enable_thinking, case.add_generation_prompt, date_string=DATE_STRING
+        )
+    except (TemplateError, UsageError) as error:
+        return "" if case.rendered is None else error.message
+    return "" if text == case.rendered else f"the text differs{_first_difference(text, case.rendered)}"
+
+
+def _first_difference(found: str, expected: str | None) -> str:
+    if expected is None:
+        return ": it was refused when the artifact was sealed"
+    at = next(
+        (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected))
+    )
+    return f" at character {at}: expected {show(expected[at : at + 20])}, found {show(found[at : at + 20])}"
+
+
+def read_golden(directory: Path, manifest: Manifest, name: str = GOLDEN) -> Golden:
+    """Read `acceptance/golden.json`, or FIDELITY; raises ArtifactError."""
+    more = ("kl_budget",) if name == FIDELITY else ()
+    top = _open(directory, manifest, name, ("schema", "made_with", "tie_tolerance", "cases", *more))
     top.prose("made_with", limit=1000)
     cases = top.items("cases", _MAX_CASES)
     golden = Golden(
         cases=tuple(_read_case(item, top, f"cases[{i}]", manifest.model.vocab_size) for i, item in enumerate(cases)),
         tie_tolerance=top.number("tie_tolerance", 0, MAX_TIE_TOLERANCE),
+        kl_budget=top.number("kl_budget", 0, _MAX_LOGIT) if more else 0.0,
     )
     if golden.context > manifest.model.context_length:
         found = f"a case of {golden.context} tokens does not fit the model's {manifest.model.context_length}"

@@ -69,6 +69,16 @@ class Result:
         return {**asdict(self), "tokens": list(self.tokens), "stats": self.stats.to_json()}
 
 
+@dataclass(frozen=True)
+class Label:
+    """What a classifier says of a text, or of the token at its characters `start` to `end`; `score` is from 0 to 1."""
+
+    name: str
+    score: float
+    start: int | None = None
+    end: int | None = None
+
+
 class Stream(Iterator[Piece]):
     """An answer on its way: iterate for the pieces, then read `result`. Nothing runs before the first piece is asked.
 

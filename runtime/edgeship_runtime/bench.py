@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeship_runtime import __version__
 from edgeship_runtime.answer import Stats
@@ -16,8 +17,12 @@ from edgeship_runtime.console import safe
 from edgeship_runtime.cpu import cpu_name, load_average, peak_rss_mb
 from edgeship_runtime.engines import formats
 from edgeship_runtime.errors import UsageError
+from edgeship_runtime.facts import GENERATE
 from edgeship_runtime.manifest import locate, read_manifest
 from edgeship_runtime.model import Model, load
+
+if TYPE_CHECKING:
+    from edgeship_runtime.encoder import EncoderEngine
 
 _STRIDE = 7919  # a prime: prompts walk the vocabulary without repeating themselves
 
@@ -116,7 +121,7 @@ def measure(
             threads=model.engine.threads,
             context=model.engine.context,
             prompt_tokens=prompt_tokens,
-            decode_tokens=decode_tokens,
+            decode_tokens=min(decode_tokens, runs[0].tokens),
             repeats=repeats,
             load_s=round(model.load_s, 3),
             ttft_s=_median([run.ttft_s for run in runs], 4),
@@ -135,6 +140,11 @@ def _answer(model: Model, prompt_tokens: int, decode_tokens: int) -> Stats:
     model.forget()
     size = model.engine.vocab_size
     prompt = [place * _STRIDE % size for place in range(1, prompt_tokens + 1)]
+    if model.manifest.model.task != GENERATE:
+        start = time.perf_counter()
+        cast("EncoderEngine", model.engine).run([prompt])
+        spent = time.perf_counter() - start
+        return Stats(prompt_tokens, 0, 0, spent, spent, 0.0, 0)
     # The defaults of the artifact may hold penalties, which cost time; this is about the engine.
     options = model.options(
         temperature=0.0, repetition_penalty=1.0, presence_penalty=0.0, max_tokens=decode_tokens, ignore_eos=True

@@ -119,6 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     _add_run(commands)
     _add_chat(commands)
+    _add_texts(commands, "embed", "print a vector for each text")
+    _add_texts(commands, "classify", "print labels with their scores for each text")
     _add_info(commands)
     _add_verify(commands)
     _add_bench(commands)
@@ -162,6 +164,15 @@ def _add_chat(commands: Any) -> None:
     _add_engine(parser)
     parser.add_argument("--stats", action="store_true", help="print counts and speed after every answer")
     parser.add_argument("--json", action="store_true", help="print one object per answer, a line each")
+
+
+def _add_texts(commands: Any, name: str, description: str) -> None:
+    parser = _command(commands, name, description, f'{name} artifacts/NAME "A text." "Another one."')
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help="a text; - reads one per line from standard input")
+    parser.add_argument("--context", type=int, metavar="N", help="tokens read of a text (default: the artifact's)")
+    parser.add_argument("--threads", type=int, metavar="N", help="engine threads (default: the physical cores)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts run together (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one object")
 
 
 def _add_info(commands: Any) -> None:

@@ -12,6 +12,7 @@ from edgeship_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeship_runtime.answer import Result, Stats, Stream
+    from edgeship_runtime.model import Model
 
 _MAX_PROMPT = 1 << 26  # bytes from standard input: more than any context holds
 _SAMPLING = (
@@ -140,6 +141,42 @@ def stats_line(stats: Stats) -> str:
         f"[{stats.prompt_tokens} prompt tokens{cached}, first token after {stats.ttft_s:.2f} s, prefill "
         f"{stats.prefill_tokens_per_s:.0f} tokens/s; {stats.tokens} tokens, {stats.decode_tokens_per_s:.1f} tokens/s]"
     )
+
+
+def embed(args: argparse.Namespace) -> int:
+    """Print a line of numbers for each text."""
+    with _loaded(args) as model:
+        vectors = model.embed(_texts(args), batch_size=args.batch_size).tolist()
+    if args.json:
+        print_json({"embeddings": vectors}, indent=None)
+    else:
+        print("\n".join(" ".join(f"{each:.6g}" for each in vector) for vector in vectors))
+    return 0
+
+
+def classify(args: argparse.Namespace) -> int:
+    """Print the labels of each text."""
+    texts = _texts(args)
+    with _loaded(args) as model:
+        labels = model.classify(texts, batch_size=args.batch_size)
+    if args.json:
+        print_json({"labels": [[vars(each) for each in found] for found in labels]})
+        return 0
+    for text, found in zip(texts, labels, strict=True):
+        print(safe(text))
+        for each in found:
+            print(safe(f"  {each.score:.4f}  {each.name}  {text[each.start : each.end] if each.end else ''}".rstrip()))
+    return 0
+
+
+def _loaded(args: argparse.Namespace) -> Model:
+    from edgeship_runtime.model import load
+
+    return load(args.artifact, context=args.context, threads=args.threads)
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    return [line for text in args.texts for line in (_read_prompt().splitlines() if text == "-" else [text])]
 
 
 def info(args: argparse.Namespace) -> int:

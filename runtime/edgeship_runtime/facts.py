@@ -9,6 +9,13 @@ from edgeship_runtime.strict import Fields
 
 MAX_VOCAB = 1 << 24
 MAX_CONTEXT = 1 << 24
+GENERATE, EMBED, LABEL_TEXTS, LABEL_TOKENS = TASKS = (
+    "text-generation",
+    "feature-extraction",
+    "text-classification",
+    "token-classification",
+)
+"""What a model can be for, as the hub names it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class ModelFacts:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     logits: str = "last"
+    task: str = GENERATE
+    """One of TASKS; not written where it is the first."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def read_hints(top: Fields) -> Hints:
 
 def read_model(top: Fields) -> ModelFacts:
     """Member `model`."""
-    model = top.object("model", tuple(each.name for each in fields(ModelFacts)))
+    model = top.object("model", tuple(each.name for each in fields(ModelFacts) if each.name != "task"), ("task",))
     facts = model_facts(
         model,
         heads=("layers", "kv_heads", "head_dim"),
@@ -134,6 +143,7 @@ def model_facts(
         key: model.integer(key, 0, vocab - 1) if key in model else None for key in ("bos_token_id", "pad_token_id")
     }
     return ModelFacts(
+        task=model.text("task", choices=TASKS) if "task" in model else GENERATE,
         type=model.text("type", limit=100),
         vocab_size=vocab,
         layers=layers,

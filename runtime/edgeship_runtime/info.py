@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeship_runtime.engines import formats
+from edgeship_runtime.facts import GENERATE
 from edgeship_runtime.gguf_model import read_model
 from edgeship_runtime.manifest import MANIFEST_NAME, Manifest, locate, read_manifest
 
@@ -24,6 +25,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     files = _file_sizes(directory, manifest)
     model = manifest.model
     per_token = model.layers * 2 * model.kv_heads * model.head_dim * _KV_BYTES[manifest.format]
+    per_token *= model.task == GENERATE
     return {
         "artifact": str(directory),
         "name": manifest.name,

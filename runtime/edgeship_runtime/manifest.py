@@ -19,6 +19,7 @@ from typing import Any
 
 from edgeship_runtime.errors import ArtifactError
 from edgeship_runtime.facts import (
+    GENERATE,
     MAX_CONTEXT,
     MAX_VOCAB,
     Budgets,
@@ -209,6 +210,8 @@ def manifest_json(manifest: Manifest) -> bytes:
     """The bytes of `edgeship.json`: UTF-8, keys sorted, two spaces, a final newline."""
     members = asdict(manifest)
     del members["sealed"], members["model_file"]
+    if members["model"]["task"] == GENERATE:
+        del members["model"]["task"]
     try:
         text = json.dumps(members, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
         return f"{text}\n".encode()

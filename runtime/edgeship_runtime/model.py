@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeship_runtime.answer import Clock, FinishReason, Piece, Result, Stats, Stream
+from edgeship_runtime.answer import Clock, FinishReason, Label, Piece, Result, Stats, Stream
 from edgeship_runtime.chat import ChatTemplate, load_template
 from edgeship_runtime.cpu import return_free_memory
 from edgeship_runtime.decode import Writer
 from edgeship_runtime.engines import Engine, formats, open_engine
 from edgeship_runtime.errors import ContextError, DependencyError, EdgeshipRuntimeError, TemplateError, UsageError
+from edgeship_runtime.facts import GENERATE
 from edgeship_runtime.manifest import Manifest, locate, read_manifest
 from edgeship_runtime.sampling import GenerationOptions, Sampler
 from edgeship_runtime.strict import nearest
@@ -152,6 +153,20 @@ class Model:
         if isinstance(messages, str) or not all(isinstance(each, Mapping) for each in messages) or not messages:
             raise UsageError('expected messages: [{"role": "user", "content": "..."}]')
         return self.generate(messages, tools=tools, enable_thinking=enable_thinking, **overrides)
+
+    def embed(self, texts: str | Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Vectors of texts, float32 [texts, size], each cut to the context; UsageError where the model embeds none.
+
+        An int8 model's vectors depend a little on the texts they are run with.
+        """
+        raise self._generates("embeds")
+
+    def classify(self, texts: str | Sequence[str], *, batch_size: int = 32) -> list[list[Label]]:
+        """Labels of texts, the likeliest first, or the best for each token; UsageError where the model has none."""
+        raise self._generates("classifies")
+
+    def _generates(self, verb: str) -> UsageError:
+        return UsageError(f"{self.manifest.name} generates text; it {verb} none")
 
     def forget(self) -> None:
         """Empty the KV cache, so that the next prompt is evaluated whole."""
@@ -283,6 +298,12 @@ def load(
     directory = locate(Path(path), formats(engine))
     manifest = read_manifest(directory)
     size = manifest.model.default_context if context is None else context
+    if manifest.model.task != GENERATE:
+        from edgeship_runtime.encoder import open_encoder
+
+        if options:
+            raise UsageError(f"an encoder has no option {next(iter(options))!r}")
+        return open_encoder(directory, manifest, size, threads)
     # The engine works outside Python's lock for most of its loading, the tokenizer inside it: together they take
     # as long as the longer.
     opening = _Opening(

@@ -54,6 +54,19 @@ class Tokenizer:
                 f"the text cannot be turned into tokens ({error})", hint="it holds half of a surrogate pair"
             ) from None
 
+    def cut(self, length: int) -> None:
+        """Let `tokens` keep at most `length`, special ones included; raises UsageError where these do not fit."""
+        if length <= self._inner.num_special_tokens_to_add(False):
+            raise UsageError(f"a context of {length} tokens has no room beside the special ones")
+        self._inner.enable_truncation(length)
+
+    def tokens(self, text: str) -> Any:
+        """The `tokenizers.Encoding` of a raw text, with what the tokenizer puts around it."""
+        try:
+            return self._inner.encode(text)
+        except (UnicodeError, TypeError) as error:
+            raise UsageError(f"the text cannot be turned into tokens ({error})") from None
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
         return str(self._inner.decode(list(ids), skip_special_tokens=True))

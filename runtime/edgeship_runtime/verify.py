@@ -7,7 +7,9 @@ hash is wrong.
 2. `size`: the directory against the size budget.
 3. `templates`, `tokens`: the acceptance conversations give the same text, and that text the same token ids.
 4. `agreement`: the engine's logits against golden ones, teacher-forced: after every position the *golden* token
-   follows, so that one difference does not decide all that come after it.
+   follows, so that one difference does not decide all that come after it. Where the artifact has the float model's
+   predictions too, the KL divergence from those is estimated: from its likeliest tokens and all others as one, so that
+   it is never more than the whole vocabulary's.
 """
 
 from __future__ import annotations
@@ -24,18 +26,22 @@ from numpy.typing import NDArray
 
 from edgeship_runtime.acceptance import (
     CHATS,
-    DATE_STRING,
+    FIDELITY,
     GOLDEN,
     ChatCase,
+    FloatComparison,
+    FloatModel,
     GoldenCase,
     Position,
     read_chats,
     read_golden,
+    render_problem,
 )
 from edgeship_runtime.board import kernels
-from edgeship_runtime.chat import ChatTemplate, load_template
+from edgeship_runtime.chat import load_template
 from edgeship_runtime.engines import Engine, formats, open_engine
-from edgeship_runtime.errors import EngineError, TemplateError, UsageError, VerifyError
+from edgeship_runtime.errors import EngineError, UsageError, VerifyError
+from edgeship_runtime.facts import GENERATE
 from edgeship_runtime.manifest import MANIFEST_NAME, Manifest, check_files, locate, model_path, read_manifest
 from edgeship_runtime.strict import nearest, show
 from edgeship_runtime.tokens import TextTokens, find_tokenizer
@@ -83,6 +89,9 @@ class Agreement:
     max_logit_error_std: float
     kernels: str = "unknown"
     ties: tuple[Tie, ...] = ()
+    cosine: float | None = None
+    """Smallest similarity of an encoder's answers to the float model's; its `equal` are those that are close enough."""
+    float_model: FloatModel | None = None
 
 
 @dataclass(frozen=True)
@@ -138,11 +147,17 @@ class Verdict:
 
 
 def _agreement_text(found: Agreement) -> str:
+    if found.cosine is not None:
+        share = f"{found.equal} of {found.positions} texts close to the float model"
+        return f"{share}, cosine at least {found.cosine:.4f}\n{'':<13}{found.engine}, kernels {found.kernels}"
     lines = [
         f"{found.equal} of {found.positions} tokens equal, {found.near_ties} near ties, {found.wrong} wrong",
         f"largest logit error {found.max_logit_error:.4f} ({found.max_logit_error_std:.3f} deviations)",
         f"{found.engine}, kernels {found.kernels}",
     ]
+    if it := found.float_model:
+        said = f"{it.equal} of {it.positions} tokens equal, KL {it.kl_mean:.4f} of at most {it.kl_budget:.4f}"
+        lines.append(f"float model: {said}")
     near = [tie for tie in found.ties if tie.tolerated]
     lines += [f"near tie: {tie.case}, position {tie.index}: gap {tie.gap_std:.3f} deviations" for tie in near]
     return f"\n{'':<13}".join(lines)
@@ -176,7 +191,9 @@ def verify(
     found = _Findings(directory, manifest, frozenset(skip), progress or (lambda what, share: None))
     found.check_files()
     found.check_size()
-    if not found.failures:
+    if not found.failures and manifest.model.task != GENERATE:
+        found.check_encoder(threads)
+    elif not found.failures:
         found.check_chats()
         found.check_agreement(engine, threads, context, options)
     return Verdict(
@@ -234,7 +251,7 @@ class _Findings:
         template = load_template(self.directory, self.manifest) if cases else None
         if cases and template is None:
             self.failures.append(f"templates: {CHATS} has {len(cases)} cases and the artifact no chat template")
-        problems = [_render_problem(template, case) for case in cases] if template else [""] * len(cases)
+        problems = [render_problem(template, case) for case in cases] if template else [""] * len(cases)
         self.results["templates"] = Count(len(cases), problems.count("") if template else 0)
         self.failures += [f"templates: {case.name}: {said}" for case, said in zip(cases, problems, strict=True) if said]
 
@@ -265,6 +282,15 @@ class _Findings:
             model = stack.enter_context(closing(LoadedModel(path, vocabulary_only=True)))
             yield f" (by the vocabulary in {path.name})", LlamaTokenizer(model)
 
+    def check_encoder(self, threads: int | None) -> None:
+        if "agreement" in self.skip:
+            return
+        from edgeship_runtime.encoder import check
+
+        self.progress("agreement", 0.0)
+        self.results["tokens"], self.results["agreement"], failures = check(self.directory, self.manifest, threads)
+        self.failures += failures
+
     def check_agreement(
         self, engine: str | None, threads: int | None, context: int | None, options: Mapping[str, Any] | None
     ) -> None:
@@ -279,6 +305,8 @@ class _Findings:
             open_engine(self.directory, self.manifest, engine=engine, context=size, threads=threads, options=options)
         ) as opened:
             comparison = _Comparison(golden.tie_tolerance)
+            if FIDELITY in self.manifest.files:
+                comparison.floats = FloatComparison(read_golden(self.directory, self.manifest, FIDELITY))
             for done, case in enumerate(golden.cases):
                 try:
                     comparison.run(opened, case)
@@ -288,26 +316,6 @@ class _Findings:
                 self.progress("agreement", (done + 1) / len(golden.cases))
             self.results["agreement"] = comparison.agreement(opened.name)
         self.failures += [f"agreement: {each}" for each in comparison.failures]
-
-
-def _render_problem(template: ChatTemplate, case: ChatCase) -> str:
-    """How a conversation's text differs from the sealed one; empty when it does not."""
-    try:
-        text = template.render(
-            case.messages, case.tools, case.enable_thinking, case.add_generation_prompt, date_string=DATE_STRING
-        )
-    except (TemplateError, UsageError) as error:
-        return "" if case.rendered is None else error.message
-    return "" if text == case.rendered else f"the text differs{_first_difference(text, case.rendered)}"
-
-
-def _first_difference(found: str, expected: str | None) -> str:
-    if expected is None:
-        return ": it was refused when the artifact was sealed"
-    at = next(
-        (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected))
-    )
-    return f" at character {at}: expected {show(expected[at : at + 20])}, found {show(found[at : at + 20])}"
 
 
 @dataclass
@@ -321,6 +329,7 @@ class _Comparison:
     max_error_std: float = 0.0
     ties: list[Tie] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    floats: FloatComparison | None = None
 
     def run(self, engine: Engine, case: GoldenCase) -> None:
         engine.truncate(0)
@@ -335,6 +344,8 @@ class _Comparison:
             self.ties.append(Tie(name, golden.index, golden.top_ids[0], -1, None, tolerated=False))
             return
         self._measure(name, golden, logits)
+        if self.floats:
+            self.floats.add(name, golden.index, logits)
         chosen = int(np.argmax(logits))
         if chosen == golden.top_ids[0]:
             self.equal += 1
@@ -365,6 +376,9 @@ class _Comparison:
 
     def agreement(self, engine: str) -> Agreement:
         near = sum(tie.tolerated for tie in self.ties)
+        model = self.floats.result() if self.floats else None
+        if model and model.kl_mean > model.kl_budget:
+            self.failures.append(f"{model.kl_mean:g} nats from the float model, more than {model.kl_budget:g}")
         return Agreement(
             engine=engine,
             positions=self.positions,
@@ -375,4 +389,5 @@ class _Comparison:
             max_logit_error_std=round(self.max_error_std, 5),
             kernels=kernels(engine),
             ties=tuple(self.ties),
+            float_model=model,
         )

@@ -25,9 +25,39 @@ def hook() -> ModuleType:
     return module
 
 
+TYPING = ("__future__", "collections.abc", "numpy.typing", "types", "typing")
+
+
+class Untyped(ast.NodeTransformer):
+    """Drops what only a type checker reads: types of functions and variables, and the imports for them."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        self.generic_visit(node)
+        node.returns = None
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        node.body = [each if isinstance(each, ast.AnnAssign) else self.visit(each) for each in node.body]
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+        return ast.Assign([node.target], node.value, lineno=0) if node.value else node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt | None:
+        return None if node.module in TYPING else node
+
+    def visit_If(self, node: ast.If) -> ast.stmt | None:
+        self.generic_visit(node)
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else node
+
+
 def bare(source: str) -> str:
-    """The program of a module, without its texts that stand alone and without places in the file."""
-    tree = ast.parse(source)
+    """The program of a module, without its texts that stand alone, without types and without places in the file."""
+    tree = Untyped().visit(ast.parse(source))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
@@ -82,6 +112,48 @@ def only():
     assert all(text in documented for text in ("Public.", "About x.", "About y."))
     assert "Private." not in documented
     assert sys.version_info >= (3, 11)
+
+
+def test_types_that_nothing_evaluates_go(hook: ModuleType) -> None:
+    source = '''\
+"""Module."""
+from __future__ import annotations
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, cast
+if TYPE_CHECKING:
+    from decimal import (
+        Decimal,
+    )
+known: dict[str, int] = {"ü": 1}
+class Public(Protocol):
+    y: int = 1
+    def public(self, é: Mapping[str, Decimal], *rest: int, key: Sequence[
+        int] = (), **more: int) -> dict[str, int]:
+        out: list[int] = [cast("int", é)]
+        return out
+def _private(x: Sequence[int] = (1,)) -> list[int]: return x
+'''
+    slim = hook.slim(source, documented=False)
+    assert slim.splitlines() == [
+        '"""Module."""',
+        "from __future__ import annotations",
+        "",
+        "from typing import Protocol,cast",
+        *[""] * 4,
+        'known={"ü":1}',
+        "class Public(Protocol):",
+        " y:int=1",
+        " def public(self,é,*rest,key",
+        "=(),**more):",
+        '  out=[cast("int",é)]',
+        "  return out",
+        "def _private(x=(1,)):return x",
+    ]
+    documented = hook.slim(source, documented=True)
+    assert "from collections.abc import Mapping,Sequence" in documented
+    assert "def public(self,é:Mapping[str,Decimal]" in documented
+    assert "  out:list[int]=[" in documented
+    assert "def _private(x=(1,)):return x" in documented
 
 
 def test_blanks_that_are_text_stay(hook: ModuleType) -> None:

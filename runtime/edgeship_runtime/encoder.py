@@ -1,0 +1,251 @@
+"""Models that embed or classify texts: pooling by sentence-transformers' module files, labels by config.json."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeship_runtime.answer import Label
+from edgeship_runtime.engines.checks import check_context, check_ids, check_version, choose_threads
+from edgeship_runtime.engines.ort import import_onnxruntime, open_session, translated
+from edgeship_runtime.errors import ArtifactError, EngineError, UsageError
+from edgeship_runtime.facts import EMBED, LABEL_TOKENS
+from edgeship_runtime.manifest import Manifest, artifact_file
+from edgeship_runtime.model import Model
+from edgeship_runtime.strict import Fields, read_json, show
+from edgeship_runtime.tokens import Tokenizer, read_tokenizer
+
+if TYPE_CHECKING:
+    from edgeship_runtime.verify import Agreement, Count
+
+MODULES = "modules.json"
+CONFIG = "config.json"
+GOLDEN = "acceptance/encoder.json"
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_MAX_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How the vectors of tokens become one: their mean or the first, of length 1 if `normalize`."""
+
+    mean: bool
+    normalize: bool
+
+    def __call__(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The vector [size] of rows [tokens, size]."""
+        vector: NDArray[np.float32] = rows.mean(axis=0) if self.mean else rows[0]
+        return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12)) if self.normalize else vector
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Names of the labels, and whether each is a yes or no of its own."""
+
+    names: tuple[str, ...]
+    apart: bool
+
+    def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities of logits [..., labels]."""
+        if logits.shape[-1] != len(self.names):
+            raise EngineError(f"the graph knows {logits.shape[-1]} labels, {CONFIG} {len(self.names)}")
+        high = np.zeros(1, np.float32) if self.apart else logits.max(axis=-1, keepdims=True)
+        powers = np.exp(np.clip(logits - high, -80, 80))
+        return np.asarray(powers / (powers + 1 if self.apart else powers.sum(axis=-1, keepdims=True)))
+
+
+def read_reading(directory: Path, manifest: Manifest) -> Pooling | Scores:
+    """How the graph's output is to be read; raises ArtifactError for files that do not say."""
+    if manifest.model.task == EMBED:
+        return _pooling(directory, manifest)
+    path = artifact_file(directory, manifest, CONFIG)
+    config = Fields(read_json(path, _MAX_BYTES), str(path), "", ("id2label",), open=True)
+    labels = config.text_mapping("id2label", 1 << 16)
+    if set(labels) != {str(i) for i in range(len(labels))} or not labels:
+        raise config.error("id2label", "expected the labels 0, 1 and so on")
+    apart = config.value("problem_type") == "multi_label_classification" or len(labels) == 1
+    return Scores(tuple(labels[str(i)] for i in range(len(labels))), apart)
+
+
+def _pooling(directory: Path, manifest: Manifest) -> Pooling:
+    path = artifact_file(directory, manifest, MODULES)
+    top = Fields({"modules": read_json(path, _MAX_BYTES)}, str(path), "", ("modules",))
+    kinds, mean = [], False
+    for i, item in enumerate(top.items("modules", 16)):
+        module = top.inner(item, f"modules[{i}]", ("path", "type"), ("idx", "name"))
+        kinds.append(module.text("type").rpartition(".")[2])
+        if kinds[-1] == "Pooling":
+            file = artifact_file(directory, manifest, f"{module.text('path')}/{CONFIG}")
+            said = Fields(read_json(file, _MAX_BYTES), str(file), "", (), open=True)
+            mean = said.flag("pooling_mode_mean_tokens")
+            if said.flag("pooling_mode_cls_token") == mean:
+                raise said.error("", "expected the pooling of either mean_tokens or cls_token")
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise top.error("modules", f"expected Transformer, Pooling and perhaps Normalize, found {', '.join(kinds)}")
+    return Pooling(mean, len(kinds) == 3)
+
+
+class Encoder(Model):
+    """A loaded encoder: `embed` or `classify`, what its task is."""
+
+    def __init__(self, engine: EncoderEngine, manifest: Manifest, directory: Path) -> None:
+        """Read what lies beside the graph (`load` does all of it)."""
+        tokenizer = read_tokenizer(artifact_file(directory, manifest, "tokenizer.json"))
+        tokenizer.cut(engine.context)
+        super().__init__(engine, tokenizer, manifest, directory=directory)
+        self._reading = read_reading(directory, manifest)
+
+    def embed(self, texts: str | Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        if not isinstance(self._reading, Pooling):
+            raise self._other("embeds no texts")
+        vectors = [vector for vector, _ in self._answers(texts, batch_size)]
+        return np.array(vectors, np.float32).reshape(len(vectors), self.manifest.model.hidden_size)
+
+    def classify(self, texts: str | Sequence[str], *, batch_size: int = 32) -> list[list[Label]]:
+        if isinstance(self._reading, Pooling):
+            raise self._other("classifies no texts")
+        names, out = self._reading.names, []
+        for scores, tokens in self._answers(texts, batch_size):
+            if scores.ndim == 1:
+                ranked = np.argsort(-scores, kind="stable")
+                out.append([Label(names[i], float(scores[i])) for i in ranked])
+                continue
+            tokens = zip(scores, tokens.offsets, tokens.special_tokens_mask, strict=True)
+            out.append(
+                [Label(names[row.argmax()], float(row.max()), *span) for row, span, other in tokens if not other]
+            )
+        return out
+
+    def _answers(self, texts: str | Sequence[str], batch_size: int) -> list[tuple[NDArray[np.float32], Any]]:
+        """Vector or scores, and tokens, of every text; texts of like length are run together."""
+        self._check_open()
+        texts = [texts] if isinstance(texts, str) else texts
+        if batch_size < 1 or not all(isinstance(text, str) for text in texts):
+            raise UsageError("expected texts, and a batch size of 1 or more")
+        tokens = [cast(Tokenizer, self.tokenizer).tokens(text) for text in texts]
+        order = sorted(range(len(texts)), key=lambda place: len(tokens[place].ids))
+        found: list[Any] = [None] * len(texts)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            with self._running:
+                self._check_open()
+                rows = cast(EncoderEngine, self.engine).run([tokens[place].ids for place in batch])
+            for place, row in zip(batch, rows, strict=True):
+                found[place] = (self._reading(row), tokens[place])
+        return found
+
+    def stream(self, prompt: Any, options: Any = None, **given: Any) -> NoReturn:
+        raise self._other("generates no text")
+
+    def _other(self, what: str) -> UsageError:
+        return UsageError(f"{self.manifest.name} {what}: it is for {self.manifest.model.task}")
+
+
+class EncoderEngine:
+    """An encoder on an onnxruntime session; an `engines.Engine` that continues nothing."""
+
+    def __init__(self, ort: ModuleType, session: Any, manifest: Manifest, context: int, threads: int) -> None:
+        facts = manifest.model
+        self.name, self.threads = f"onnxruntime {ort.__version__}", threads
+        self.vocab_size, self.context, self.length = facts.vocab_size, context, 0
+        self._session, self._task, self._pad = session, facts.task, facts.pad_token_id or 0
+        self._inputs = [each.name for each in session.get_inputs()]
+        self._output = session.get_outputs()[0].name
+        if "input_ids" not in self._inputs or set(self._inputs) - set(_INPUTS):
+            raise ArtifactError(f"the graph takes {show(', '.join(self._inputs))}, expected {', '.join(_INPUTS)}")
+
+    def run(self, texts: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float32]]:
+        """The graph's output for each of texts of token ids: [tokens, size], or [labels]."""
+        if self._session is None:
+            raise EngineError("the engine is closed", hint="load the artifact again")
+        width = max(map(len, texts))
+        ids = np.full((len(texts), width), self._pad, np.int64)
+        mask = np.zeros_like(ids)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = check_ids(text, self.vocab_size)
+            mask[row, : len(text)] = 1
+        given = dict(zip(_INPUTS, (ids, mask, np.zeros_like(ids)), strict=True))
+        try:
+            out = self._session.run([self._output], {name: given[name] for name in self._inputs})[0]
+        except Exception as error:  # onnxruntime raises its own types, and RuntimeError
+            raise translated(error, "onnxruntime could not run the model", EngineError) from None
+        by_token = self._task in (EMBED, LABEL_TOKENS)
+        if out.ndim != 2 + by_token or out.shape[0] != len(texts) or (by_token and out.shape[1] != width):
+            raise EngineError(f"the graph's output has the shape {out.shape}, which is not for {self._task}")
+        return (row[: len(text)] if by_token else row for row, text in zip(out.astype(np.float32), texts, strict=True))
+
+    def evaluate(self, tokens: Sequence[int]) -> NoReturn:
+        raise EngineError(f"a model for {self._task} continues no tokens")
+
+    def truncate(self, length: int) -> None:
+        """Nothing is kept between texts."""
+
+    def close(self) -> None:
+        self._session = None
+
+
+def open_encoder(directory: Path, manifest: Manifest, context: int, threads: int | None) -> Encoder:
+    """Load an encoder that reads at most `context` tokens of a text; raises as `engines.ort.open_engine`."""
+    start = time.perf_counter()
+    ort = import_onnxruntime()
+    check_version("onnxruntime", ort.__version__, manifest)
+    check_context(context, manifest)
+    threads = choose_threads(threads, manifest)
+    session = open_session(ort, artifact_file(directory, manifest, manifest.model_file), threads)
+    made = Encoder(EncoderEngine(ort, session, manifest, context, threads), manifest, directory)
+    made.load_s = time.perf_counter() - start
+    return made
+
+
+def check(directory: Path, manifest: Manifest, threads: int | None) -> tuple[Count, Agreement, list[str]]:
+    """Compare tokens and answers with those of the float model: `acceptance/encoder.json`; raises ArtifactError."""
+    from edgeship_runtime.board import kernels
+    from edgeship_runtime.verify import Agreement, Count
+
+    path = artifact_file(directory, manifest, GOLDEN)
+    top = Fields(read_json(path, _MAX_BYTES), str(path), "", ("schema", "made_with", "least_cosine", "cases"))
+    top.integer("schema", 1, 1)
+    least, failures = top.number("least_cosine", 0, 1), []
+    same, cosines, errors = 0, [], [0.0]
+    with closing(open_encoder(directory, manifest, manifest.model.default_context, threads)) as model:
+        for i, item in enumerate(top.items("cases", 1000)):
+            case = top.inner(item, f"cases[{i}]", ("text", "token_ids", "values"))
+            text = case.prose("text", limit=1 << 20)
+            try:
+                golden = np.frombuffer(base64.b64decode(case.prose("values", limit=1 << 22)), "<f2").astype(np.float32)
+            except ValueError as error:
+                raise case.error("values", f"expected float16 in base64 ({error})") from None
+            # One text at a time: int8 activations share a range over all that is run together.
+            ((found, tokens),) = model._answers(text, 1)
+            same += tokens.ids == list(case.integers("token_ids", 0, model.engine.vocab_size - 1, limit=1 << 20))
+            values = found.ravel()
+            alike = golden.shape == values.shape
+            cosines.append(cosine(golden, values) if alike else 0.0)
+            errors.append(float(np.abs(golden - values).max()) if alike else 0.0)
+            if cosines[-1] < least:
+                failures.append(
+                    f"agreement: {show(text)}: cosine to the float model {cosines[-1]:.4f}, below {least:g}"
+                )
+        if same < len(cosines):
+            failures.append(f"tokens: the ids of {len(cosines) - same} texts differ")
+        good = sum(each >= least for each in cosines)
+        name, least_found = model.engine.name, round(min(cosines, default=0.0), 5)
+    worst = round(max(errors), 5)
+    agreement = Agreement(name, len(cosines), good, 0, len(cosines) - good, worst, 0.0, kernels(name), (), least_found)
+    return Count(len(cosines), same), agreement, failures
+
+
+def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Cosine similarity of two vectors; 0 where one is zero or no number."""
+    size = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    return float(a @ b) / size if size > 0 and np.isfinite(size) else 0.0

@@ -96,3 +96,64 @@ llama.cpp keeps keys and values in float16; measured 0.07 on the tiny model."""
 
 ENGINE_TIE_STD = 0.1
 """Deviations between the best two logits under which the engines may choose different tokens; measured: none does."""
+
+MERGED_WEIGHTS = 1e-6
+"""Of a tensor's largest weight: a LoRA merge in float32 against PEFT's, sums of a few products in another order."""
+
+LLAMA_PERPLEXITY = 2e-4
+"""Relative: llama.cpp prints KL divergences of 0.06 with six decimals, saved logits have 16 bits (measured: 3e-5)."""
+
+DOUBLE = 1e-9
+"""Relative: sums of 300 numbers in float64, in another order."""
+
+FLOAT_KL = 1e-9
+"""Nats: float32 weights in numpy and in onnxruntime, whose logits differ by 1e-6 (measured: 1e-13)."""
+
+SECOND_VALIDATION = 0.25
+"""Of the first one's time, the benchmark's included, which always runs (measured over ssh: 0.17 to 0.19)."""
+
+FILE_BITS = 0.01
+"""Relative: bits per weight from a file's tensor bytes, where the manifest leaves out the padding between tensors."""
+
+ENGINES_KL = 0.2
+"""Relative: mean KL divergence of one set of weights in both engines, each with its own 8-bit activations, over 124
+positions."""
+
+LOG_PROBABILITIES = 2e-5
+"""Written with five decimals: half a unit of the last, and float32 noise."""
+
+DIVERGENCE = 1e-3
+"""Relative: KL divergences of 1e-3 nats from float32 logits against transformers' in float64; each is a sum of second
+order in differences that float32 knows to 1e-4."""
+
+KL_ESTIMATE = 1e-4
+"""Of the KL divergence, or nats: logits up to 60 rounded to float32."""
+
+IMPORTANCE = 2e-3
+"""Relative: mean squares of inputs against llama-imatrix's, whose keys and values are float16 (measured: 5e-4)."""
+
+GPTQ_LAYER_ERROR = 0.02
+"""Relative: a code on the edge between two steps falls either way in float32, and later columns answer it."""
+
+GPTQ_SAME_VALUES = {4: 0.97, 8: 0.8}
+"""Share of weights equal to those of a float64 implementation, by bits: the rest lie behind such an edge in their row,
+and in 8 bits scales that are tried differ by half a percent, so that one or the other wins by rounding."""
+
+GPTQ_FACTOR = 2e-5
+"""Of the largest element: float32 sums of a few hundred products, with panels factored in float64."""
+
+COSINE_FLOAT = 0.99999
+"""Of an exported float32 encoder's vectors to transformers': only the order of summation differs."""
+
+COSINE_INT8 = 0.97
+"""Of a small random BERT's vectors in int8 (measured: 0.996 at least); its 32 inputs average out little."""
+
+COSINE_MINILM_INT8 = 0.97
+"""Of MiniLM's vectors in int8, dynamic and per channel: 0.986 at least over 200 sentences with VNNI, and processors
+without it, where pairs of products saturate, lose more."""
+
+MOMENTS = 1e-5
+"""Relative: squares of float32 inputs, which two ways of computing give with other roundings."""
+
+HESSIAN = 1e-5
+"""Of the largest element: float32 sums of products over a few hundred tokens."""

@@ -9,17 +9,31 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeship import __version__
+from edgeship import __version__, mixing
+from edgeship.calibrate import deciding
+from edgeship.calibrate.export import (
+    STORE,
+    calibrated,
+    choose_codes,
+    obtain_tokens,
+    record,
+    require_memory,
+    store_bytes,
+)
+from edgeship.calibrate.store import StoredCodes
+from edgeship.calibrate.text import Tokens
+from edgeship.checkpoint.adapters import merge, open_adapters
 from edgeship.checkpoint.checkpoint import Checkpoint, account, fingerprint, open_checkpoint
 from edgeship.checkpoint.hub import fetch
-from edgeship.errors import ArtifactError, ResourceError
+from edgeship.errors import ArtifactError, FidelityError, ResourceError
+from edgeship.evaluate.gate import Gate, measure, open_gate
 from edgeship.formats import draw_up
 from edgeship.formats.base import Format
 from edgeship.memory import Budget, divide, peak_rss
@@ -30,12 +44,15 @@ from edgeship.progress import Progress, downloads
 from edgeship.quant import ggml
 from edgeship.quant.importance import read_importance
 from edgeship.recipe import Recipe
+from edgeship.reference.weights import CheckpointWeights
 from edgeship.seal import seal
 from edgeship.sizes import format_size
 from edgeship.stream import Job, stream
 from edgeship.tensors import LazyTensor
 from edgeship.text import TextSide, open_text
 
+MEASURED = ".calibration"  # beside the formats while an export runs: what was found out before its first byte
+REPAIRS = 4  # rounds of a repair: gains are estimates, and each round measures anew
 SEAL_SPACE = 64 << 20  # bytes per format: tokenizer, graph and acceptance files, rounded up
 
 
@@ -71,11 +88,13 @@ def export(
     every kind; an artifact directory exists afterwards only if it is whole.
     """
     started = time.perf_counter()
-    with _storage_errors(out):
+    with storage_errors(out):
         finals = {name: out / recipe.name / name for name in formats}
-        _refuse_existing(finals.values(), force)
-        work = _prepare(recipe, checkpoint, formats, max_ram, progress)
-        _run(work, finals, force, progress)
+        refuse_existing(finals.values(), force)
+        kept = out / recipe.name / MEASURED
+        work = _prepare(recipe, checkpoint, formats, max_ram, kept, progress)
+        work = _run_until_accepted(work, finals, force, progress)
+        shutil.rmtree(kept, ignore_errors=True)
     size = sum(p.stat().st_size for final in finals.values() for p in final.rglob("*") if p.is_file())
     seconds, peak = time.perf_counter() - started, peak_rss()
     if peak > max_ram:
@@ -102,32 +121,96 @@ class _Work:
     text: TextSide
     forms: Sequence[Format]
     budget: Budget
+    gate: Gate | None  # what the recipe accepts of the loss against the float model
+    calibration: Tokens = field(default_factory=list)  # the token sequences that codes are chosen with
 
     def digest(self) -> str:
         """Identifies the bytes the export would write, so that only the same work is resumed."""
         imatrix = self.plan.recipe.imatrix
         guided = hashlib.sha256(Path(imatrix).read_bytes()).hexdigest() if imatrix else None
-        work = [__version__, self.plan.recipe.resolved(), fingerprint(self.source), guided]
+        work = [__version__, self.plan.recipe.resolved() | dict(self.plan.recorded), fingerprint(self.source), guided]
         return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
 
 
 def _prepare(
-    recipe: Recipe, checkpoint: Path | None, formats: Sequence[str], max_ram: int, progress: Progress
+    recipe: Recipe, checkpoint: Path | None, formats: Sequence[str], max_ram: int, kept: Path, progress: Progress
 ) -> _Work:
     source = _open_source(recipe, checkpoint, progress)
     plan = plan_checkpoint(recipe, source.config, str(source.path / "config.json"))
     plan.require()
-    searched = any(t.encoding.quantized and not t.encoding.on_grid for t in plan.stored()) or recipe.imatrix is not None
+    searched = any(t.encoding.quantized and not t.encoding.on_grid for t in plan.stored())
+    searched = searched or recipe.imatrix is not None or deciding.may_need_ggml(plan)
     if searched:
         ggml.library()  # the one package that may be missing, looked for before anything long
     required = [t.role.key for t in plan.needing_importance]
-    importance = read_importance(Path(recipe.imatrix), plan.decoder, required) if recipe.imatrix else {}
-    tensors = account(source, plan.decoder.roles())
+    importance: Mapping[str, NDArray[np.float32]] = (
+        read_importance(Path(recipe.imatrix), plan.decoder, required) if recipe.imatrix else {}
+    )
+    roles, adapters = plan.decoder.roles(), open_adapters(recipe.adapters, plan.decoder)
+    tensors = merge(account(source, roles), roles, adapters)
+    if adapters:
+        merged = [{"name": adapter.path.name, "sha256": adapter.sha256} for adapter in adapters]
+        plan = replace(plan, recorded={**plan.recorded, "adapters": merged})
     widest = max(t.nbytes // (2 * t.shape[0]) for t in tensors.values())
     budget = divide(max_ram, widest, formats=len(formats), heavy=searched)
+    require_memory(plan, max_ram)
+    deciding.require_memory(plan, max_ram)
     text = open_text(source, plan)
     forms = [draw_up(name, plan, text, source.revision) for name in formats]
-    return _Work(plan, source, tensors, importance, text, forms, budget)
+    gate = open_gate(recipe.accept, text.tokenizer, source.path, plan.rope_positions)
+    calibration = obtain_tokens(plan, CheckpointWeights(tensors), text, progress)
+    if recipe.calibration:
+        recorded = record(recipe.calibration, calibration)
+        plan = replace(plan, recorded={**plan.recorded, "calibration": recorded})
+    if deciding.wanted(plan):
+        plan, importance = _decide(plan, source, CheckpointWeights(tensors), calibration, kept, progress)
+        forms = [draw_up(name, plan, text, source.revision) for name in formats]
+    return _Work(plan, source, tensors, importance, text, forms, budget, gate, calibration)
+
+
+def _decide(
+    plan: Plan, source: Checkpoint, weights: CheckpointWeights, tokens: Tokens, kept: Path, progress: Progress
+) -> tuple[Plan, Mapping[str, NDArray[np.float32]]]:
+    """The plan with the types that the text decides on, where its scheme is mixed, and the importance of inputs."""
+    named = json.dumps([fingerprint(source), plan.recorded.get("adapters")])
+    found = deciding.decide(plan, weights, tokens, kept, hashlib.sha256(named.encode()).hexdigest(), progress)
+    if found.chosen:
+        names = {role.key: role.tensor for role in plan.decoder.roles()}
+        chosen = {names[key]: encoding for key, encoding in found.chosen.items()}
+        recorded = {**plan.recorded, "chosen": chosen}
+        plan = plan_checkpoint(plan.recipe, source.config, str(source.path / "config.json"), found.chosen)
+        plan = replace(plan, recorded=recorded)
+        plan.require()
+        progress.note(mixing.described(plan))
+    return plan, found.importance
+
+
+def _run_until_accepted(work: _Work, finals: Mapping[str, Path], force: bool, progress: Progress) -> _Work:
+    """Run the export, and again with tensors raised while it is refused and its recipe has it repaired."""
+    for _ in range(REPAIRS):
+        try:
+            _run(work, finals, force, progress)
+            return work
+        except FidelityError as refusal:
+            if not (work.plan.recipe.accept.repair and refusal.raises):
+                raise
+            progress.note(refusal.message)
+            work = _raise(work, refusal.raises, progress)
+    _run(work, finals, force, progress)
+    return work
+
+
+def _raise(work: _Work, raises: Mapping[str, str], progress: Progress) -> _Work:
+    """The work with other encodings for some tensors, by role key; the manifest will say so."""
+    old, config = work.plan, str(work.source.path / "config.json")
+    names = {role.key: role.tensor for role in old.decoder.roles()}
+    raised = {**old.recorded.get("raised", {}), **{names[key]: encoding for key, encoding in raises.items()}}
+    progress.note(f"repair: raised to 8 bits: {len(raises)} more, {len(raised)} in all; exporting again")
+    plan = plan_checkpoint(old.recipe, work.source.config, config, {**old.chosen, **raises})
+    plan = replace(plan, recorded={**old.recorded, "raised": raised})
+    plan.require()
+    forms = [draw_up(form.name, plan, work.text, work.source.revision) for form in work.forms]
+    return replace(work, plan=plan, forms=forms)
 
 
 def _run(work: _Work, finals: Mapping[str, Path], force: bool, progress: Progress) -> None:
@@ -136,17 +219,25 @@ def _run(work: _Work, finals: Mapping[str, Path], force: bool, progress: Progres
         partials = [stack.enter_context(PartialExport(finals[f.name], digest, force=force)) for f in work.forms]
         for form, partial in zip(work.forms, partials, strict=True):
             _tell_what_was_found(partial, form, progress)
-        _check_space(work.forms, partials)
+        _check_space(work.forms, partials, store_bytes(work.plan))
         digests = _write_weights(work, partials, progress)
+        plan = work.plan
+        compared = work.gate or calibrated(plan) or plan.recipe.scheme.mixed  # a plain export takes no longer for it
+        floats = CheckpointWeights(work.tensors) if compared else None
+        if work.gate and floats:
+            with work.forms[0].weights(partials[0].directory) as stored:  # every format's numbers
+                found = measure(work.gate, plan, floats, stored, progress)
+            plan = replace(plan, recorded={**plan.recorded, "fidelity": work.gate.record(found)})
         for form, partial, data_digest in zip(work.forms, partials, digests, strict=True):
             # Every format holds the same numbers, so one acceptance test serves all of them.
             tested = partials[0].directory
-            seal(partial.directory, form, work.plan, work.source, work.text, data_digest, tested, progress)
+            seal(partial.directory, form, plan, work.source, work.text, data_digest, tested, progress, floats)
+        shutil.rmtree(partials[0].directory / STORE, ignore_errors=True)
         for partial in partials:
             partial.publish()
 
 
-def _refuse_existing(finals: Iterable[Path], force: bool) -> None:
+def refuse_existing(finals: Iterable[Path], force: bool) -> None:
     """Before anything is read: the cheapest mistake to find."""
     for final in finals:
         if final.exists() and not force:
@@ -173,10 +264,10 @@ def _tell_what_was_found(partial: PartialExport, form: Format, progress: Progres
         )
 
 
-def _check_space(work: Sequence[Format], partials: Sequence[PartialExport]) -> None:
+def _check_space(work: Sequence[Format], partials: Sequence[PartialExport], beside: int) -> None:
     files = [partial.directory / form.data_file for form, partial in zip(work, partials, strict=True)]
     held = sum(file.stat().st_blocks * 512 for file in files if file.exists())
-    needed = sum(form.size + SEAL_SPACE for form in work) - held
+    needed = sum(form.size + SEAL_SPACE for form in work) + beside - held
     free = shutil.disk_usage(partials[0].directory).free
     if free < needed:
         raise ResourceError(
@@ -190,7 +281,8 @@ def _write_weights(work: _Work, partials: Sequence[PartialExport], progress: Pro
     """Stream every tensor that is not yet finished into the formats' data files; returns their sha256."""
     with ExitStack() as stack:
         outputs = [stack.enter_context(Output(f, p)) for f, p in zip(work.forms, partials, strict=True)]
-        jobs = list(_jobs(work, outputs))
+        codes = _chosen_before(work, outputs, progress)
+        jobs = list(_jobs(work, outputs, codes))
         progress.start(sum(job.tensor.nbytes for job in jobs), work.plan.recipe.name)
         with closing(stream(jobs, work.budget)) as steps:
             for step in steps:
@@ -203,18 +295,26 @@ def _write_weights(work: _Work, partials: Sequence[PartialExport], progress: Pro
         return digests
 
 
-def _jobs(work: _Work, outputs: Sequence[Output]) -> Iterator[Job]:
+def _chosen_before(work: _Work, outputs: Sequence[Output], progress: Progress) -> Mapping[str, StoredCodes]:
+    """The codes that a calibrated algorithm chose, where a file still misses some."""
+    if not any(output.wants(key) for output in outputs for key in calibrated(work.plan)):
+        return {}
+    weights, directory = CheckpointWeights(work.tensors), outputs[0].partial.directory
+    return choose_codes(work.plan, weights, work.calibration, directory, progress)
+
+
+def _jobs(work: _Work, outputs: Sequence[Output], codes: Mapping[str, StoredCodes]) -> Iterator[Job]:
     for planned in work.plan.stored():
         key = planned.role.key
         sinks = [output for output in outputs if output.wants(key)]
         if sinks:
             # A head of its own in a tied model is made from the embedding's weights.
             tensor = work.tensors.get(key) or work.tensors["embed.weight"]
-            yield Job(key, tensor, planned.encoding, sinks, work.importance.get(key))
+            yield Job(key, tensor, planned.encoding, sinks, work.importance.get(key), codes.get(key))
 
 
 @contextmanager
-def _storage_errors(out: Path) -> Iterator[None]:
+def storage_errors(out: Path) -> Iterator[None]:
     """Full disks, unwritable directories and exhausted memory, said as what they are."""
     try:
         yield

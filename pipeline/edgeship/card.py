@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ made by edgeship from revision `{revision}` ({host}).
 - size: {size}, {bits:.2f} bits per weight
 - memory with {context} tokens of context: about {memory}
 - context: {context} tokens by default, {positions} at most
-
+{measured}
 | part | stored as | weights | size | bits per weight |
 |---|---|---|---|---|
 {parts}
@@ -82,11 +83,25 @@ def model_card(
         bits=footprint.bits_per_weight,
         context=recipe.context,
         positions=plan.rope_positions,
+        measured=_measured(plan.recorded),
         memory=format_size(footprint.memory.total),
         parts="\n".join(map(_row, footprint.parts)),
         extra=EXTRAS[form],
         elsewhere=ELSEWHERE[form].format(name=recipe.name),
     )
+
+
+def _measured(recorded: Mapping[str, Any]) -> str:
+    """What the artifact lost and what was raised for it, where that was measured: lines of a list."""
+    lines = []
+    if found := recorded.get("fidelity"):
+        lines.append(
+            f"- against the float model: mean KL divergence {found['kl_mean']:.4f} nats, top-1 agreement "
+            f"{100 * found['top1']:.1f} % ({found['positions']} positions of {found['text']})"
+        )
+    if raised := recorded.get("raised"):
+        lines.append(f"- raised to 8 bits for that: {', '.join(sorted(raised))}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _front_matter(plan: Plan, form: Format, license_file: Path | None) -> dict[str, Any]:

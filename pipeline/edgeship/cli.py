@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeship import __version__, cli_ship, cli_validate
+from edgeship import __version__, cli_evaluate, cli_exporters, cli_imatrix, cli_ship, cli_validate
 from edgeship.errors import ArtifactError, EdgeshipError, PlanError, UsageError
 
 DEFECT, INTERRUPTED = 1, 130  # exit codes beside those of errors.py
@@ -120,7 +120,11 @@ def plan(
     from edgeship.plan import read_plan
 
     found = [catalog.find_device(d) for d in dict.fromkeys(device or ())]
-    made = read_plan(catalog.find(name), checkpoint)
+    recipe = catalog.find(name)
+    if recipe.exporter != "native" and not found:
+        cli_exporters.plan(recipe, as_json=as_json)
+        return
+    made = read_plan(recipe, checkpoint)
     fits = cli_devices.fits_on(made, found, reports)
     if as_json:
         _print_json(made.to_json() | ({"devices": [f.to_json() for f in fits]} if fits else {}))
@@ -165,15 +169,15 @@ def export(
         raise UsageError(f"--lm-studio: expected a GGUF file to place, found formats {', '.join(chosen)}.", hint=hint)
     from edgeship import build  # after what is cheap to refuse: it brings onnx
 
-    report = build.export(
-        recipe,
-        checkpoint=checkpoint,
-        out=out,
-        formats=chosen,
-        max_ram=memory,
-        force=force,
-        progress=progress_for(quiet=as_json),
-    )
+    telling = progress_for(quiet=as_json)
+    if recipe.exporter == "native":
+        report = build.export(
+            recipe, checkpoint=checkpoint, out=out, formats=chosen, max_ram=memory, force=force, progress=telling
+        )
+    else:
+        from edgeship import exporters
+
+        report = exporters.export(recipe, checkpoint=checkpoint, out=out, force=force, progress=telling)
     placed = None
     if lm_studio:
         from edgeship.formats.gguf import lmstudio
@@ -188,7 +192,7 @@ def export(
         ("size", f"{format_size(report.size_mb * 1e6)}, {report.bits_per_weight:.2f} bits per weight"),
         ("took", f"{report.seconds:.1f} s, {format_size(report.peak_rss_mb * 1e6)} of memory at most"),
         ("source revision", report.source_revision),
-        ("run it", f'edgeship-runtime run {report.artifact} "Hello"'),
+        ("run it", cli_exporters.example(recipe, report.artifact)),
     ]
     if placed:
         rows.append(("LM Studio", str(placed)))
@@ -244,6 +248,9 @@ def schema(
         print(f"wrote {out}")
 
 
+cli_evaluate.register(app)
+cli_exporters.register(app)
+cli_imatrix.register(app)
 cli_ship.register(app)
 cli_validate.register(app)
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeship.encodings import ENCODINGS, Encoding
+from edgeship import mixing
+from edgeship.encodings import ENCODINGS, Encoding, encoding_of
+from edgeship.errors import PlanError
 from edgeship.quant.mixes import FALLBACKS
 from edgeship.recipe import Format
 from edgeship.sizes import format_size
@@ -20,7 +22,16 @@ def conflicts(plan: Plan) -> Iterator[str]:
     """What stands in the way of an export, each with what would help."""
     yield from _of_formats(plan)
     yield from _of_groups(plan)
+    yield from _of_mixed(plan)
     yield from _of_importance(plan)
+    yield from _of_calibration(plan)
+    if plan.recipe.accept.repair and plan.recipe.scheme.mixed is not None:
+        yield "accept.repair: a mixed scheme spends its whole budget already; remove repair, and raise the budget"
+    if plan.recipe.accept.text is not None and not Path(plan.recipe.accept.text).is_file():
+        yield f"accept.text: no such file: {plan.recipe.accept.text}"
+    for path in plan.recipe.adapters:
+        if not Path(path).is_dir():
+            yield f"adapters: no such directory: {path}"
     d, r = plan.decoder, plan.recipe
     if r.context > d.max_positions:
         yield (
@@ -79,14 +90,38 @@ def _fitting(plan: Plan, encoding: Encoding, columns: int) -> str:
     return f"{near.name.removesuffix('-32')} or " if near.fits(columns) else ""
 
 
+def _of_mixed(plan: Plan) -> Iterator[str]:
+    """Types to choose from that a format has no name for, and a budget below what the smallest take."""
+    scheme, said = plan.recipe.scheme, {t.encoding for t in plan.stored()}
+    for name in scheme.mixed.types if scheme.mixed else ():
+        encoding = encoding_of(name, scheme.group_size)
+        for form in plan.formats:
+            if encoding not in said and not encoding.in_format(form):
+                yield f"scheme.mixed.types: {form} has no {name}; leave it out, or choose other formats"
+    if scheme.mixed and plan.recipe.calibration is None:
+        yield (
+            "scheme.mixed: what each tensor costs is measured on text; set calibration (text, chats, or {} for text "
+            "that the model writes itself)"
+        )
+    if scheme.mixed and plan.recipe.imatrix is not None:
+        yield "imatrix: scheme.mixed weighs errors by what calibration shows; remove one of them"
+    if scheme.mixed:
+        try:
+            mixing.choose(plan)
+        except PlanError as error:
+            yield f"{error.message.removesuffix('.')}; {error.hint}"
+
+
 def _of_importance(plan: Plan) -> Iterator[str]:
     """Types that want an importance matrix and have none, or one that nothing would look at."""
     given = plan.recipe.imatrix
+    if given is None and plan.recipe.guided:
+        return
     if given is None:
         for name, tensors in _by_encoding(plan.needing_importance).items():
             yield (
                 f"{name} ({_parts(plan, tensors)}) is garbage without an importance matrix; "
-                f"give one as imatrix, or choose a larger type"
+                f"set calibration, or give one as imatrix, or choose a larger type"
             )
         return
     if not Path(given).is_file():
@@ -101,15 +136,44 @@ def _of_importance(plan: Plan) -> Iterator[str]:
         yield "imatrix: none of the recipe's types makes use of one; remove it"
 
 
+def _of_calibration(plan: Plan) -> Iterator[str]:
+    """An algorithm without text to look at, text that nothing looks at, and what the two cannot do."""
+    section, algorithm = plan.recipe.calibration, plan.recipe.scheme.algorithm
+    if section is not None and section.file is not None and not section.file.is_file():
+        yield f"calibration: no such file: {section.file}"
+    if section is not None and section.sequence > plan.decoder.max_positions:
+        yield (
+            f"calibration.sequence: {section.sequence} is more than the {plan.decoder.max_positions} positions that "
+            f"{plan.decoder.model_type} was made for; lower it"
+        )
+    if algorithm == "rtn":
+        return
+    if section is None:
+        yield (
+            f"scheme.algorithm: {algorithm} needs text to look at; set calibration (text, chats, or {{}} for text that "
+            f"the model writes itself)"
+        )
+    if plan.recipe.imatrix is not None:
+        yield f"imatrix: {algorithm} weighs errors by what calibration shows; remove one of them"
+    if not any(t.encoding.on_grid and t.role.part == "body" for t in plan.stored()):
+        yield f"scheme.algorithm: {algorithm} chooses the codes of int4 and int8, which the body has none of; remove it"
+
+
 def notes(plan: Plan) -> Iterator[str]:
     """What an export does that its user might not expect."""
     d, scheme = plan.decoder, plan.recipe.scheme
     yield from _of_fallbacks(plan)
+    if scheme.mixed:
+        yield "scheme.mixed: which tensors get which type is measured when it is exported; here all weights count alike"
     if d.tied and not plan.shared_head and plan.footprints:
         yield (
             f"embeddings ({scheme.embeddings}) and head ({scheme.head}) are tied but stored twice, "
             f"since their types differ: {format_size(plan.head.nbytes(next(iter(plan.footprints))))} more"
         )
+    if plan.recipe.calibration is not None and scheme.algorithm != "rtn":
+        needed = format_size(plan.recipe.calibration.memory(d, scheme.algorithm))
+        tokens = plan.recipe.calibration.tokens
+        yield f"{scheme.algorithm} with {tokens} calibration tokens needs --max-ram {needed} or more"
     if "onnx" in plan.formats and plan.rope_positions < d.max_positions:
         yield (
             f"the {'ONNX ' if len(plan.formats) > 1 else ''}artifact runs with a context of up to "

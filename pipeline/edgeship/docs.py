@@ -52,7 +52,7 @@ def _fields(model: type[BaseModel], extends: str) -> str:
 def _default(value: object, *, required: bool) -> str:
     if required or value is PydanticUndefined:
         return "required"
-    if value is None or hasattr(value, "model_fields_set") or value == "":
+    if value is None or hasattr(value, "model_fields_set") or value in ("", ()):
         return "–"
     return f"`{', '.join(map(str, value)) if isinstance(value, tuple) else value}`"
 
@@ -113,7 +113,7 @@ def exit_codes_table() -> str:
     """Every exit code of the commands."""
     kinds = sorted(errors.EdgeshipError.__subclasses__(), key=lambda kind: kind.exit_code)
     rows = [("0", "Done"), ("1", "A defect of edgeship itself")]
-    rows += [(str(kind.exit_code), (kind.__doc__ or "").rstrip(".")) for kind in kinds]
+    rows += [(str(kind.exit_code), (kind.__doc__ or "").partition("\n")[0].rstrip(".")) for kind in kinds]
     return _markdown(("exit code", "meaning"), [*rows, ("130", "Interrupted")])
 
 

@@ -12,13 +12,17 @@ EdgeshipError
 ├── DependencyError   10  an optional package is needed and not installed
 ├── DeviceError       11  a device profile does not parse, validate or exist
 ├── HostError         12  a board cannot be reached, refused something, or answered what it should not
-└── VerdictError      14  an artifact did not pass on a board (as in the runtime)
+├── VerdictError      14  an artifact did not pass on a board (as in the runtime)
+├── FidelityError     16  an artifact lost more against the float model than its recipe accepts
+└── ExporterError     17  another exporter (Optimum, Olive) failed, or refused the options it was given
 
 Exit code 1 is left to defects of edgeship itself, and 130 to an interrupt by the user.
 The runtime's own errors and codes live in `edgeship_runtime.errors`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class EdgeshipError(Exception):
@@ -118,3 +122,24 @@ class VerdictError(EdgeshipError):
 
     exit_code = 14
     kind = "verdict"
+
+
+class FidelityError(EdgeshipError):
+    """An artifact lost more against the float model than its recipe accepts.
+
+    `raises` would repair that: names of encodings by the keys of tensors; empty where nothing is left to raise.
+    """
+
+    exit_code = 16
+    kind = "fidelity"
+
+    def __init__(self, message: str, *, hint: str = "", raises: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.raises = dict(raises or {})
+
+
+class ExporterError(EdgeshipError):
+    """Another exporter (Optimum, Olive) failed, or refused the options it was given."""
+
+    exit_code = 17
+    kind = "exporter"

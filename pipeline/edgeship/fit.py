@@ -183,7 +183,7 @@ def _format_advice(best: FormatFit, all_fits: Sequence[FormatFit], device: Devic
 
 def _encoding_advice(plan: Plan, device: Device) -> list[str]:
     scheme = plan.recipe.scheme
-    name = scheme.mix or scheme.body
+    name = scheme.mix or (scheme.mixed.types[0] if scheme.mixed else scheme.body)
     if name == device.encodings[0]:
         return []
     known = "" if name in device.encodings else f"; {name} is not among those known to run well"

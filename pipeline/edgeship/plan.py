@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from edgeship import archs
+from edgeship import archs, mixing
 from edgeship.archs.base import Decoder, Role
 from edgeship.conflicts import conflicts, notes
 from edgeship.encodings import ENCODINGS, Encoding
@@ -58,6 +59,8 @@ class Plan:
     rope_positions: int  # rows of the cos and sin tables
     conflicts: tuple[str, ...]
     notes: tuple[str, ...]
+    chosen: Mapping[str, str] = field(default_factory=dict)  # encodings by role key that replace the scheme's
+    recorded: Mapping[str, Any] = field(default_factory=dict)  # beside the recipe in the manifest: digests, choices
 
     @cached_property
     def head(self) -> PlannedTensor:
@@ -67,7 +70,8 @@ class Plan:
         if self.shared_head:
             return self.tensors[0]
         role = replace(self.tensors[0].role, key="head.weight", part="head")
-        return PlannedTensor(role, self.recipe.scheme.encoding("head"))
+        chosen = self.chosen.get(role.key)
+        return PlannedTensor(role, ENCODINGS[chosen] if chosen else self.recipe.scheme.encoding("head"))
 
     def stored(self) -> Iterator[PlannedTensor]:
         """Every tensor written: `tensors`, and the head of a tied model where it cannot share the table."""
@@ -137,10 +141,13 @@ class Plan:
         }
 
 
-def make_plan(recipe: Recipe, config: Mapping[str, Any], file: str = "config.json") -> Plan:
+def make_plan(
+    recipe: Recipe, config: Mapping[str, Any], file: str = "config.json", chosen: Mapping[str, str] | None = None
+) -> Plan:
     """The plan for a recipe and the config.json of its checkpoint (`file` is its name in messages).
 
-    Raises ArchitectureError at a config that is not known. What cannot be exported is listed in `conflicts`.
+    `chosen` are names of encodings by role key that replace what the scheme has for these tensors. What cannot be
+    exported is listed in `conflicts`. Raises ArchitectureError at a config that is not known.
     """
     decoder = _extended(archs.read(_with_scaling(recipe, config), file))
     if decoder.layers > MAX_LAYERS:
@@ -148,7 +155,10 @@ def make_plan(recipe: Recipe, config: Mapping[str, Any], file: str = "config.jso
             f"{file}: num_hidden_layers: expected at most {MAX_LAYERS}, found {decoder.layers}.",
             hint="restore the value the model was published with",
         )
-    tensors = tuple(_planned(recipe, decoder))
+    chosen = chosen or {}
+    tensors = tuple(_planned(recipe, decoder, chosen))
+    if chosen and "onnx" in recipe.formats:
+        tensors = tuple(mixing.together(tensors))
     plan = Plan(
         recipe=recipe,
         decoder=decoder,
@@ -157,18 +167,27 @@ def make_plan(recipe: Recipe, config: Mapping[str, Any], file: str = "config.jso
         rope_positions=max(recipe.context, min(decoder.max_positions, ROPE_ROWS)),
         conflicts=(),
         notes=(),
+        chosen=chosen,
     )
+    if recipe.scheme.mixed and not chosen:
+        types = mixing.types_of(recipe.scheme.mixed, decoder, recipe.scheme.group_size)
+        smallest = {key: kinds[0].name for key, kinds in types.items()}
+        plan = replace(plan, tensors=tuple(_planned(recipe, decoder, smallest)), chosen=smallest)
+        with suppress(PlanError):  # a conflict, and said there
+            return make_plan(recipe, config, file, mixing.choose(plan))
     return replace(plan, conflicts=tuple(conflicts(plan)), notes=tuple(notes(plan)))
 
 
-def _planned(recipe: Recipe, decoder: Decoder) -> Iterator[PlannedTensor]:
-    scheme, importance = recipe.scheme, recipe.imatrix is not None
-    chosen = mixes.choose(decoder, scheme.mix, importance=importance) if scheme.mix else {}
+def _planned(recipe: Recipe, decoder: Decoder, chosen: Mapping[str, str]) -> Iterator[PlannedTensor]:
+    scheme, importance = recipe.scheme, recipe.guided
+    mixed = mixes.choose(decoder, scheme.mix, importance=importance) if scheme.mix else {}
     for role in decoder.roles():
         if role.part == "float":
             yield PlannedTensor(role, ENCODINGS["float32"])
+        elif role.key in chosen:
+            yield PlannedTensor(role, ENCODINGS[chosen[role.key]])
         elif scheme.mix:
-            choice = chosen[role.key]
+            choice = mixed[role.key]
             yield PlannedTensor(role, choice.encoding, choice.wanted if choice.wanted != choice.encoding else None)
         else:
             yield PlannedTensor(role, scheme.encoding(role.part))
@@ -178,7 +197,9 @@ def _same_table(recipe: Recipe) -> bool:
     return recipe.scheme.encoding("head") == recipe.scheme.encoding("embeddings")
 
 
-def plan_checkpoint(recipe: Recipe, config: Mapping[str, Any], file: str = "config.json") -> Plan:
+def plan_checkpoint(
+    recipe: Recipe, config: Mapping[str, Any], file: str = "config.json", chosen: Mapping[str, str] | None = None
+) -> Plan:
     """The plan for a recipe and the config.json of a checkpoint that must agree with the recipe's `model:`.
 
     Raises PlanError listing every field that does not, and ArchitectureError as `make_plan` does.
@@ -195,7 +216,7 @@ def plan_checkpoint(recipe: Recipe, config: Mapping[str, Any], file: str = "conf
             hint=f"give the checkpoint of {recipe.source.repo}, or write a recipe of your own "
             f"(`extends: {recipe.name}`) with `model: null`",
         )
-    return make_plan(recipe, config, file)
+    return make_plan(recipe, config, file, chosen)
 
 
 def read_plan(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
@@ -203,6 +224,12 @@ def read_plan(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
 
     Only config.json is read or downloaded. Raises EdgeshipError where that, or the plan, fails.
     """
+    if recipe.exporter != "native":
+        raise PlanError(
+            f"{recipe.name}: expected a recipe of our own exporter, found exporter: {recipe.exporter}: what it makes "
+            f"is known when it is made.",
+            hint=f"`edgeship plan {recipe.name}` without a device checks its options",
+        )
     if checkpoint is None and recipe.model is not None:
         return make_plan(recipe, recipe.model, f"recipe {recipe.name}: model")
     from edgeship.checkpoint import hub  # not at the top: it brings the hub's client

@@ -22,8 +22,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from edgeship import yaml_source
+from edgeship.budget import Mixed
+from edgeship.calibration import Calibration
 from edgeship.encodings import Encoding, WeightType, encoding_of
 from edgeship.errors import RecipeError, UsageError
+from edgeship.exporter import ExporterName, Olive, Optimum, changed, fields_of, refuse_misplaced
 from edgeship.fields import did_you_mean, explain, found
 from edgeship.quant.mixes import MixName
 from edgeship.yaml_model import NAME, AsTuple, Distinct, Frozen, Kind, Line, extended, load
@@ -90,10 +93,20 @@ class Scheme(Frozen):
     group_size: Literal[32, 64, 128] = Field(
         default=32, description="input elements that share a scale, for int4 and int8; GGUF can store 32 only"
     )
+    algorithm: Literal["rtn", "rtn-search", "gptq"] = Field(
+        default="rtn",
+        description="how int4 and int8 weights are rounded: to nearest; with scales searched for the least error that "
+        "`calibration` text shows; or, besides, so that later columns make up for the error of earlier ones (GPTQ)",
+    )
     mix: MixName | None = Field(
         default=None,
         description="llama-quantize's name of a mixture that chooses the type of every tensor; it stands alone, and "
         "laid over a base by `extends` it replaces the whole scheme",
+    )
+    mixed: Mixed | None = Field(
+        default=None,
+        description="a type for every tensor, chosen for the least loss on the calibration text within a budget; in "
+        "place of body, embeddings and head, as a mix is",
     )
 
     @model_validator(mode="after")
@@ -102,16 +115,25 @@ class Scheme(Frozen):
         if self.mix is not None and others:
             text = "a mix chooses the type of every tensor; remove {others}, or the mix"
             raise PydanticCustomError("mix_alone", text, {"key": "mix", "others": " and ".join(others)})
+        others = sorted(self.model_fields_set & {"body", "embeddings", "head"})
+        if self.mixed is not None and others:
+            text = "a mixed scheme chooses the type of every tensor; remove {others}, or mixed"
+            raise PydanticCustomError("mix_alone", text, {"key": "mixed", "others": " and ".join(others)})
         return self
 
     @model_serializer(mode="wrap")
     def _whole_or_mix(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = whole(self)
-        return {"mix": self.mix} if self.mix else {k: v for k, v in values.items() if k != "mix"}
+        if self.mix:
+            return {"mix": self.mix}
+        silent = {"mix", *(("body", "embeddings", "head") if self.mixed else ("mixed",))}
+        return {k: v for k, v in values.items() if k not in silent}
 
     def encoding(self, part: Literal["body", "embeddings", "head"]) -> Encoding:
         """The encoding of a part's weights, in a scheme without a mix."""
         assert self.mix is None, "a mix chooses by tensor"
+        if self.mixed is not None:  # until a choice is made
+            return encoding_of(self.mixed.types[0], self.group_size)
         kinds: dict[str, WeightType] = {"body": self.body, "embeddings": self.embeddings, "head": self.head}
         return encoding_of(kinds[part], self.group_size)
 
@@ -157,6 +179,46 @@ class Accept(Frozen):
     size_mb: float | None = Field(
         default=None, gt=0, le=1e6, description="size of the artifact on disk, in MB of 10^6 bytes"
     )
+    kl_mean: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="mean KL divergence from the float model, in nats, over a text in windows of 256 tokens, by a "
+        "float32 pass over both models' weights",
+    )
+    top1: float | None = Field(
+        default=None, gt=0, le=1, description="share of positions where the float model's likeliest token is the same"
+    )
+    text: Annotated[Line, Field(min_length=1)] | None = Field(
+        default=None,
+        description="plain text that `kl_mean` and `top1` hold for: a file, absolute or relative to the recipe's; "
+        "else the help pages that Python brings",
+    )
+    tokens: int = Field(default=2048, ge=64, le=1 << 20, description="tokens of that text")
+    repair: bool = Field(
+        default=False,
+        description="raise the tensors that cost most to 8 bits until the artifact is accepted, where it is not",
+    )
+
+    cosine: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="with exporter: optimum, least cosine similarity of any vector or scores to the float model's",
+    )
+
+    @property
+    def fidelity(self) -> bool:
+        """Whether a limit on what the artifact lost is set."""
+        return self.kl_mean is not None or self.top1 is not None
+
+    @model_validator(mode="after")
+    def _with_a_limit(self) -> Self:
+        alone = [k for k in ("text", "tokens", "repair") if getattr(self, k) != type(self).model_fields[k].default]
+        if alone and not self.fidelity:
+            text = "'{key}' goes with kl_mean or top1 only; set one, or remove it"
+            raise PydanticCustomError("no_limit", text, {"key": alone[0]})
+        return self
 
 
 class Recipe(Frozen):
@@ -169,6 +231,12 @@ class Recipe(Frozen):
         default=None,
         description="fields of the checkpoint's config.json, so that `plan` downloads nothing; `export` checks them",
     )
+    exporter: ExporterName = Field(
+        default="native",
+        description="who exports: `native`, our own; `optimum`, encoders; `olive`, a workflow of Olive's passes",
+    )
+    optimum: Optimum | None = Field(default=None, description="with exporter: optimum")
+    olive: Olive | None = Field(default=None, description="with exporter: olive")
     scheme: Scheme = Field(default=Scheme(), description="how each part of the model is stored")
     formats: Annotated[tuple[Format, ...], AsTuple, Distinct] = Field(
         default=("onnx",), min_length=1, description="the formats to write"
@@ -177,6 +245,14 @@ class Recipe(Frozen):
         default=None,
         description="an importance matrix, as llama.cpp's llama-imatrix writes it (GGUF), that guides the rounding of "
         "4 bits and less: a file, absolute or relative to the recipe's",
+    )
+    calibration: Calibration | None = Field(
+        default=None, description="text that shows what the model's inputs look like, for a calibrated algorithm"
+    )
+    adapters: Annotated[tuple[Annotated[Line, Field(min_length=1)], ...], AsTuple, Distinct] = Field(
+        default=(),
+        description="LoRA adapters merged into the weights, in this order: directories that PEFT saved (safetensors), "
+        "absolute or relative to the recipe's file",
     )
     context: int = Field(
         default=4096,
@@ -192,10 +268,26 @@ class Recipe(Frozen):
     sampling: Sampling = Field(default=Sampling(), description="default sampling parameters")
     accept: Accept = Field(default=Accept(), description="limits the artifact must stay under")
 
+    @model_validator(mode="after")
+    def _of_the_exporter(self) -> Self:
+        refuse_misplaced(self.exporter, changed(self), changed(self.accept))
+        return self
+
+    @property
+    def guided(self) -> bool:
+        """Whether ggml's quantizers are told how much each input matters."""
+        return self.imatrix is not None or self.calibration is not None
+
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON values, for the manifest; without directories, which mean nothing elsewhere."""
         values = self.model_dump(mode="json", exclude={"source": {"path"}})
-        return values | {"imatrix": self.imatrix and Path(self.imatrix).name}
+        if self.exporter != "native":
+            return fields_of(self.exporter, values)
+        values = {key: value for key, value in values.items() if key not in ("exporter", "optimum", "olive")}
+        names = [Path(adapter).name for adapter in self.adapters]
+        values["calibration"] = self.calibration and self.calibration.resolved()
+        values["accept"]["text"] = self.accept.text and Path(self.accept.text).name
+        return values | {"imatrix": self.imatrix and Path(self.imatrix).name, "adapters": names}
 
 
 KEYS = ("extends", *(f for f in Recipe.model_fields if f != "name"))
@@ -239,8 +331,8 @@ def chosen_formats(recipe: Recipe, asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def _alternatives(key: str, base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
-    """A scheme that names a mix, and one that names types, are alternatives: one replaces the other whole."""
-    return key == "scheme" and bool(over) and ("mix" in base) != ("mix" in over)
+    """A scheme that names a mix, one with a budget, and one that names types: one replaces the other whole."""
+    return key == "scheme" and bool(over) and any((k in base) != (k in over) for k in ("mix", "mixed"))
 
 
 KIND = Kind("recipe", RecipeError, "edgeship recipes", _alternatives)
@@ -273,8 +365,24 @@ def _located(recipe: Recipe, document: Document, problems: list[Problem]) -> Rec
         changes["source"] = _absolute(recipe.source.path, "a directory", ("source", "path"), document, problems)
     if "source" in changes:
         changes["source"] = recipe.source.model_copy(update={"path": changes["source"]})
+    for key in ("text", "chats"):
+        given = getattr(recipe.calibration, key, None)
+        if recipe.calibration is not None and given is not None:
+            file = _absolute(given, "a file", ("calibration", key), document, problems)
+            changes["calibration"] = recipe.calibration.model_copy(update={key: file})
     if recipe.imatrix is not None:
         changes["imatrix"] = _absolute(recipe.imatrix, "a file", ("imatrix",), document, problems)
+    if recipe.optimum is not None and recipe.optimum.calibration is not None:
+        texts = _absolute(recipe.optimum.calibration, "a file", ("optimum", "calibration"), document, problems)
+        changes["optimum"] = recipe.optimum.model_copy(update={"calibration": texts})
+    if recipe.accept.text is not None:
+        text = _absolute(recipe.accept.text, "a file", ("accept", "text"), document, problems)
+        changes["accept"] = recipe.accept.model_copy(update={"text": text})
+    if recipe.adapters:
+        changes["adapters"] = tuple(
+            _absolute(path, "a directory", ("adapters", i), document, problems)
+            for i, path in enumerate(recipe.adapters)
+        )
     return recipe.model_copy(update=changes)
 
 

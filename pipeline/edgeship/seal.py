@@ -6,7 +6,7 @@ Everything written is a function of the plan, the checkpoint's files and the wei
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +20,13 @@ from edgeship.acceptance import (
 )
 from edgeship.card import model_card
 from edgeship.checkpoint.checkpoint import Checkpoint
+from edgeship.evaluate.golden import write_fidelity
 from edgeship.formats.base import Format
 from edgeship.plan import Plan
 from edgeship.progress import Progress
+from edgeship.reference.weights import Weights
 from edgeship.text import TextSide, blamed_on
-from edgeship_runtime.acceptance import CHATS, GOLDEN
+from edgeship_runtime.acceptance import CHATS, FIDELITY, GOLDEN
 from edgeship_runtime.chat import ChatTemplate, load_template
 from edgeship_runtime.manifest import (
     Budgets,
@@ -49,10 +51,12 @@ def seal(
     digest: str,
     tested: Path,
     progress: Progress,
+    floats: Weights | None = None,
 ) -> None:
     """Write everything but the weights into `directory`, which holds those, and the manifest last.
 
-    `digest` is the sha256 of the data file; `tested` is the directory of the format whose acceptance test serves all.
+    `digest` is the sha256 of the data file; `tested` is the directory of the format whose acceptance test serves all;
+    with `floats`, the float model's weights, that test has its predictions too.
     Raises CheckpointError where the checkpoint's template cannot be used.
     """
     model = form.write_model(directory)
@@ -67,7 +71,7 @@ def seal(
     written = [
         *form.write_companions(directory, text, template, progress.note),
         _write_card(directory, form, plan, manifest),
-        *_write_acceptance(directory, form, plan, text, template, tested, progress),
+        *_write_acceptance(directory, form, plan, text, template, tested, progress, floats),
     ]
     files |= {name: describe_file(directory / name) for name in written}
     with blamed_on(source, "the artifact's manifest would not be valid"):
@@ -97,12 +101,14 @@ def _write_acceptance(
     template: ChatTemplate | None,
     tested: Path,
     progress: Progress,
-) -> tuple[str, str]:
+    floats: Weights | None,
+) -> Sequence[str]:
+    names = (CHATS, GOLDEN, *([FIDELITY] if floats else []))
     if tested != directory:
-        for name in (CHATS, GOLDEN):
+        for name in names:
             (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(tested / name, directory / name)
-        return CHATS, GOLDEN
+        return names
     progress.note("acceptance test: rendering chats, continuing prompts in float32")
     write_chats(directory, template, text.tokenizer)
     with form.weights(directory) as weights:
@@ -115,7 +121,10 @@ def _write_acceptance(
             context=plan.recipe.context,
             tie_tolerance=_tie_tolerance(plan),
         )
-    return CHATS, GOLDEN
+        if floats:
+            progress.note("acceptance test: the float model's predictions")
+            write_fidelity(directory, plan.decoder, floats, weights)
+    return names
 
 
 def _manifest(form: Format, plan: Plan, source: Checkpoint, text: TextSide, files: Mapping[str, FileEntry]) -> Manifest:
@@ -129,7 +138,7 @@ def _manifest(form: Format, plan: Plan, source: Checkpoint, text: TextSide, file
             repo=recipe.source.repo,
             revision=source.revision,
         ),
-        recipe=recipe.resolved(),
+        recipe=recipe.resolved() | dict(plan.recorded),
         model=ModelFacts(
             type=d.model_type,
             vocab_size=d.vocab_size,

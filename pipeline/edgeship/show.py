@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from edgeship.plan import Plan
@@ -85,6 +86,8 @@ def plan_blocks(plan: Plan) -> list[Table | str]:
         ("parameters", format_count(plan.parameters)),
         ("formats", ", ".join(plan.formats)),
     ]
+    if recipe.adapters:
+        head.append(("adapters", ", ".join(Path(path).name for path in recipe.adapters)))
     for form, made in plan.footprints.items():
         size = f"about {format_size(made.size_bytes)}, {made.bits_per_weight:.2f} bits per weight"
         head.append((f"{form} on disk", size))

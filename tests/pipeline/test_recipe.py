@@ -246,7 +246,9 @@ def test_a_mix_and_types_by_part_replace_each_other(tmp_path: Path) -> None:
     write(tmp_path, "source: {repo: a/b}\nscheme: {mix: Q5_K_M}\n", "base.yaml")
     parts = read_recipe(write(tmp_path, "extends: base\nscheme: {body: q4_k}\n"))
     assert (parts.scheme.mix, parts.scheme.body, parts.scheme.embeddings) == (None, "q4_k", "int8")
-    assert parts.resolved()["scheme"] == {"body": "q4_k", "embeddings": "int8", "head": "int8", "group_size": 32}
+    assert parts.resolved()["scheme"] == {
+        "body": "q4_k", "embeddings": "int8", "head": "int8", "group_size": 32, "algorithm": "rtn"
+    }  # fmt: skip
     other = read_recipe(write(tmp_path, "extends: base\nscheme: {mix: Q6_K}\n"))
     assert other.scheme.mix == "Q6_K"
     assert read_recipe(write(tmp_path, "extends: base\nscheme: {}\n")).scheme.mix == "Q5_K_M"

@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help llamacpp export plan devices bundle wheel-llamacpp validate report run chat info verify recipes test test-device check format docs wheel bench bench-gguf bench-plan train clean
+.PHONY: help exporters bench-exporters llamacpp export plan devices bundle wheel-llamacpp validate report run chat info verify recipes test test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ help: ## this list
 .venv/.test: .venv/.run
 	@echo "installing what the tests compare with: torch, transformers, onnxruntime-genai (a few minutes the first time)"
 	@$(PIP) --editable './runtime[ort]' --editable '.[test]'
+	@touch $@
+
+.venv/.device: .venv/.run
+	@$(PIP) --editable ./runtime --editable '.[gguf,bundle]' hypothesis pytest pytest-timeout
 	@touch $@
 
 # The registry has no wheel for Linux. Without llama.cpp's own command line tools and vision code the build takes a
@@ -73,6 +77,10 @@ chat: .venv/.run ## a conversation with an artifact
 info: .venv/.run ## what an artifact is and holds
 	@$(BIN)/edgeship-runtime info $(ARTIFACT)
 
+exporters: .venv/.run ## Optimum and Olive, each in an environment of its own (minutes, 1 to 2 GB each)
+	@$(BIN)/edgeship install-exporter optimum
+	@$(BIN)/edgeship install-exporter olive
+
 llamacpp: .venv/.llamacpp ## llama.cpp, for GGUF artifacts and ggml's own types (built once, minutes)
 
 verify: .venv/.run ## hashes and acceptance of an artifact, one verdict
@@ -93,9 +101,9 @@ report: .venv/.run ## what regressed between validations
 test: .venv/.test ## the test suite (TESTS="..." for a part of it)
 	@$(BIN)/pytest --numprocesses auto $(TESTS)
 
-test-device: .venv/.test .venv/.llamacpp ## the whole path on emulated Raspberry Pis 4 and 5 (root; half an hour the first time)
-	@$(BIN)/edgeship wheel-llamacpp --device raspberry-pi-4-8gb
-	@$(BIN)/edgeship wheel-llamacpp --device raspberry-pi-5-8gb --cpu device
+# Far less than what the other tests need; `sudo make test-device TESTS="tests/device/test_validate.py -k pi5-ort"` is the
+# smallest whole path: four minutes from nothing.
+test-device: .venv/.device ## the whole path on emulated Raspberry Pis 4 and 5 (root; half an hour)
 	@$(BIN)/pytest -m device -rs $(or $(TESTS),tests/device)
 
 check: .venv/.check ## formatting, lint, types, import contracts, generated docs
@@ -121,6 +129,13 @@ bench: .venv/.test ## time and memory beside onnxruntime-genai, in one run
 
 bench-gguf: .venv/.test .venv/.llamacpp ## both formats beside llama.cpp's converter and quantizer
 	@$(BIN)/python tests/bench/compare_gguf.py $(BENCH)
+
+bench-exporters: .venv/.test ## our exporter beside Olive on a checkpoint: size, loss, seconds, peak: CHECKPOINT=...
+	@$(BIN)/python tests/bench/compare_exporters.py $(or $(CHECKPOINT),pipeline/edgeship/tiny/checkpoint) $(BENCH)
+
+bench-fidelity: .venv/.test .venv/.llamacpp ## what each scheme loses, on a model of 20 M weights (trained first: some ten minutes)
+	@test -f .cache/small20m/config.json || PYTHONPATH=tests $(BIN)/python tests/bench/train_model.py .cache/small20m
+	@$(BIN)/python tests/bench/compare_fidelity.py .cache/small20m $(BENCH)
 
 bench-plan: .venv/.test .venv/.llamacpp ## what plan expects of this machine beside what is measured
 	@$(BIN)/python tests/bench/compare_plan.py $(BENCH)

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from adb_standin import SERIAL, Device, Server, server
 from edgeship.errors import HostError, UsageError
-from edgeship.ship import course
 from edgeship.ship.transports import CutError, Source, open_transport, way_of
 from edgeship.ship.transports.adb import AdbTransport, parse_host, refusal
 from edgeship.ship.transports.command import MAX_OUTPUT
@@ -24,12 +23,6 @@ from tiny_bundle import write_bundle
 from validations import installed, report_of
 
 AWKWARD = "a 'b' \"c\" $HOME `id` \\ ; & | * ? ü\nline"
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    (tmp_path / "home").mkdir()
-    return tmp_path / "home"
 
 
 @pytest.fixture
@@ -111,10 +104,7 @@ class TestBoard:
         (tmp_path / "data").write_bytes(bytes(8 << 20))
         assert board[0].run(["sh", "-c", "exit 3"], timeout=20, source=Source(tmp_path / "data")).code == 3
 
-    def test_validation(
-        self, board: tuple[AdbTransport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(course, "RETRY_AFTER", (0.05, 0.05, 0.05))
+    def test_validation(self, board: tuple[AdbTransport, Path], tmp_path: Path) -> None:
         transport, home = board
         report = report_of(transport, write_bundle(tmp_path / "bundle"))
         assert report.verdict == "pass", report.checks

@@ -45,12 +45,6 @@ class Spoiled(LocalTransport):
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    (tmp_path / "home").mkdir()
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def local(tmp_path: Path) -> Path:
     folder = tmp_path / "local"
     (folder / "wheels").mkdir(parents=True)

@@ -14,7 +14,6 @@ import pytest
 
 from edgeship.errors import ArtifactError, HostError, ResourceError
 from edgeship.ship import contents as bundles
-from edgeship.ship import course
 from edgeship.ship.contents import read_contents
 from edgeship.ship.course import Options
 from edgeship.ship.steps import Validation
@@ -30,22 +29,6 @@ from validations import Bad, check, damage, installed, report_of, working
 pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="the toy bundle is for Linux")
 
 FAILING = "echo 'error: no venv here' >&2; echo >&2; echo 'hint: install python3-venv' >&2; exit 10\n"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle") / "toy", weights=os.urandom(200_000))
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(course, "RETRY_AFTER", (0.05, 0.05, 0.05))
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    (tmp_path / "home").mkdir()
-    return tmp_path / "home"
 
 
 class TestPass:

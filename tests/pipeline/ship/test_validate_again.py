@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edgeship.errors import HostError
-from edgeship.ship import course, lock, scripts
+from edgeship.ship import lock, scripts
 from edgeship.ship.contents import read_contents
 from edgeship.ship.course import Options
 from edgeship.ship.lock import LockedTransport
@@ -42,16 +42,6 @@ class Counting(Bad):
 
     def meet(self, command: str) -> None:
         self.ran += [name for name in ("doctor", "verify", "bench") if f"edgeship_runtime {name} " in command]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle") / "toy", weights=os.urandom(200_000))
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(course, "RETRY_AFTER", (0.05, 0.05, 0.05))
 
 
 @pytest.fixture(scope="module")

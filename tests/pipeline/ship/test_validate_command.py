@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +12,14 @@ import pytest
 from command_line import ROOT
 from edgeship import cli
 from edgeship.errors import ArtifactError, UsageError
-from edgeship.ship import course, validate
+from edgeship.ship import validate
 from edgeship.ship.contents import read_contents
 from edgeship.ship.course import Options
 from edgeship.ship.report import parse_report
 from edgeship.ship.teller import Lines, Silent
 from edgeship.ship.transports import CutError, OnLine, Result, Source, Transport
 from edgeship.ship.transports.local import LocalTransport
-from tiny_bundle import QUICK, STEPS, device, write_bundle
+from tiny_bundle import QUICK, STEPS, device
 
 pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="the toy bundle is for Linux")
 
@@ -32,22 +31,6 @@ class Lost(LocalTransport):
         self, argv: Sequence[str], *, timeout: float, on_line: OnLine | None = None, source: Source | None = None
     ) -> Result:
         raise CutError("no connection", hint="check the cable")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle") / "toy", weights=os.urandom(200_000))
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(course, "RETRY_AFTER", (0.05, 0.05, 0.05))
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    (tmp_path / "home").mkdir()
-    return tmp_path / "home"
 
 
 class TestSeveralHosts:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeship.errors import EdgeshipError, HostError, ResourceError
-from edgeship.ship import course, probe
+from edgeship.ship import probe
 from edgeship.ship.contents import read_contents
 from edgeship.ship.course import Options
 from edgeship.ship.steps import Validation
@@ -29,17 +29,6 @@ pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="the toy bu
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundle") / "toy", weights=os.urandom(3 << 20))
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(course, "RETRY_AFTER", (0.05, 0.05, 0.05))
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    (tmp_path / "home").mkdir()
-    return tmp_path / "home"
 
 
 class TestDisk:

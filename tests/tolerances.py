@@ -109,8 +109,9 @@ DOUBLE = 1e-9
 FLOAT_KL = 1e-9
 """Nats: float32 weights in numpy and in onnxruntime, whose logits differ by 1e-6 (measured: 1e-13)."""
 
-SECOND_VALIDATION = 0.25
-"""Of the first one's time, the benchmark's included, which always runs (measured over ssh: 0.17 to 0.19)."""
+SECOND_VALIDATION = 0.5
+"""Of the first one's time, the benchmark's included, which always runs. Measured over ssh 0.16 to 0.22, beside other
+tests that run at the same time; the emulated boards, alone, are held to 0.25."""
 
 FILE_BITS = 0.01
 """Relative: bits per weight from a file's tensor bytes, where the manifest leaves out the padding between tensors."""

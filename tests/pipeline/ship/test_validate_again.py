@@ -63,7 +63,7 @@ def said(report: Any, step: str) -> str:
 
 
 class TestAgain:
-    def test_pushes_nothing_and_takes_a_quarter_of_the_time(self, tmp_path: Path) -> None:
+    def test_pushes_nothing_and_takes_a_part_of_the_time(self, tmp_path: Path) -> None:
         bundle = write_bundle(tmp_path / "whole", whole=True)
         with sshd(tmp_path / "sshd") as server:
             seconds, reports = [], []

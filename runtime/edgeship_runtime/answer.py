@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
@@ -9,8 +10,8 @@ from typing import Literal
 
 from edgeship_runtime.errors import UsageError
 
-FinishReason = Literal["stop", "length", "context"]
-"""An end token or stop string; `max_tokens` reached; the context full."""
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+"""An end token or stop string; `max_tokens` reached; the context full; `Stream.cancel`."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ class Stream(Iterator[Piece]):
     Close it (or leave its `with` block) to stop early; the model is free for the next call then.
     """
 
-    def __init__(self, pieces: Generator[Piece, None, Result]) -> None:
+    def __init__(self, pieces: Generator[Piece, None, Result], cancelled: threading.Event | None = None) -> None:
         self._pieces = pieces
+        self._cancelled = cancelled or threading.Event()
         self._result: Result | None = None
 
     def __next__(self) -> Piece:
@@ -103,6 +105,10 @@ class Stream(Iterator[Piece]):
         if self._result is None:
             raise UsageError("the answer is not finished", hint="iterate over the stream to its end first")
         return self._result
+
+    def cancel(self) -> None:
+        """End the answer before its next token; may be called from any thread, while another one iterates."""
+        self._cancelled.set()
 
     def close(self) -> None:
         """Stop generating; a second call does nothing."""

@@ -110,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = _Parser(
         "edgeship-runtime",
-        description="Runs and verifies edgeship artifacts; opens no connection.",
+        description="Runs and verifies edgeship artifacts; opens no connection (serve waits for them).",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -126,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_compare(commands)
     _add_doctor(commands)
+    _add_serve(commands)
     return parser
 
 
@@ -220,6 +221,29 @@ def _add_doctor(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one object")
 
 
+def _add_serve(commands: Any) -> None:
+    description = "answer OpenAI's and Ollama's clients over HTTP, on this machine unless told otherwise"
+    parser = _command(commands, "serve", description, "serve artifacts/tiny-int4 --port 8080", artifacts="*")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; beyond loopback a key is needed")
+    parser.add_argument("--port", type=int, default=8080, help="0 chooses one (%(default)s)")
+    group = parser.add_argument_group("access")
+    group.add_argument("--api-key-file", metavar="FILE", help="hashes of the keys that are let in")
+    group.add_argument("--new-key", metavar="NAME", help="add a key to that file, print it once, and end")
+    group.add_argument("--requests-per-minute", type=int, metavar="N", help="of one client, 0: any number (600)")
+    group = parser.add_argument_group("limits")
+    group.add_argument("--memory-mb", type=float, metavar="MB", help="unload idle models above it (default: never)")
+    group.add_argument("--queue-limit", type=int, metavar="N", help="requests that wait (64)")
+    group.add_argument("--timeout", type=float, metavar="S", help="seconds for a request, with its wait (600)")
+    group.add_argument("--stuck", type=float, metavar="S", help="seconds without a sign from the engine (600)")
+    group.add_argument("--grace", type=float, metavar="S", help="seconds for running answers at the end (10)")
+    group.add_argument("--max-body", type=int, metavar="BYTES", help="of a request (4194304)")
+    group.add_argument("--max-messages", type=int, metavar="N", help="of a conversation (1000)")
+    group.add_argument("--max-inputs", type=int, metavar="N", help="texts in one request (256)")
+    group.add_argument("--max-prompt-tokens", type=int, metavar="N", help="of one prompt (131072)")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="to generate for one request (32768)")
+    _add_engine(parser)
+
+
 def _add_measurement(parser: argparse.ArgumentParser, *, prompt: int, decode: int) -> None:
     group = parser.add_argument_group("measurement")
     group.add_argument("--prompt-tokens", type=int, default=prompt, metavar="N", help="tokens to prefill (%(default)s)")
@@ -251,6 +275,10 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 def _add_conversation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("conversation")
     group.add_argument("--system", metavar="TEXT", help="system message")
+    group.add_argument(
+        "--preset", metavar="NAME", help="reasoning, coding, multilingual, one of yours, or the path of a TOML file"
+    )
+    group.add_argument("--set", action="append", metavar="NAME=VALUE", help="fill in the preset; repeatable")
     thinking = group.add_mutually_exclusive_group()
     thinking.add_argument("--think", action="store_true", default=None, help="ask for thinking, where the model can")
     thinking.add_argument("--no-think", dest="think", action="store_false", default=None, help="ask for none")

@@ -31,9 +31,10 @@ _GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.
 
 def run(args: argparse.Namespace) -> int:
     """Answer one prompt on standard output."""
-    options = sampling_options(args)
+    options = conversation_options(args)
     if args.raw and (args.system is not None or args.think is not None):
-        raise UsageError("--raw has no chat template for --system, --think and --no-think", hint="leave out --raw")
+        names = "--system, --preset, --think and --no-think"
+        raise UsageError(f"--raw has no chat template for {names}", hint="leave out --raw")
     text = _read_prompt() if args.prompt == "-" else args.prompt
     if not text:
         raise UsageError("the prompt is empty", hint='give some text: edgeship-runtime run ARTIFACT "Hello"')
@@ -51,6 +52,34 @@ def run(args: argparse.Namespace) -> int:
     if result.finish_reason == "context" and not args.json:
         print("the context is full: the answer ends here; a larger --context leaves more room", file=sys.stderr)
     return 0
+
+
+def conversation_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Sampling options of the preset and the command line, the latter first; raises UsageError.
+
+    The preset's system message and thinking become the command line's, where it says nothing of them.
+    """
+    given = sampling_options(args)
+    settings = dict(map(_setting, args.set or ()))
+    if args.preset is None:
+        if settings:
+            raise UsageError("--set fills in a preset, and none is given", hint="for instance --preset coding")
+        return given
+    if args.system is not None:
+        raise UsageError("--preset and --system both say the system message", hint="leave out one of them")
+    from edgeship_runtime.talk.presets import read_preset
+
+    preset = read_preset(args.preset).fill(settings)
+    args.system = preset.system
+    args.think = preset.thinking if args.think is None else args.think
+    return {**preset.options, **given}
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--set: expected NAME=VALUE, found {safe(text)!r}", hint="for instance --set language=Python")
+    return name, value
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -279,3 +308,10 @@ def compare(args: argparse.Namespace) -> int:
     else:
         print(safe(comparison.table()))
     return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve artifacts over HTTP until told to end."""
+    from edgeship_runtime.server.serve import serve as listen
+
+    return listen(args)

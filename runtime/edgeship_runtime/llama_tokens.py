@@ -68,6 +68,10 @@ class LlamaTokenizer:
         """A fresh stream whose joined output equals `decode` of all its tokens."""
         return ByteDetokenizer(_WithoutFirstSpace(self) if self._strips else self.bytes_of)
 
+    def spellings(self) -> list[bytes] | str:
+        """Bytes of every token, empty for special ones."""
+        return [*map(self.bytes_of, range(self.vocab_size))]
+
     def bytes_of(self, token: int) -> bytes:
         """Bytes of a token; empty for special and unknown ones."""
         found = self._bytes.get(token)

@@ -25,17 +25,20 @@ from edgeship_runtime.engines import Engine, formats, open_engine
 from edgeship_runtime.errors import ContextError, DependencyError, EdgeshipRuntimeError, TemplateError, UsageError
 from edgeship_runtime.facts import GENERATE
 from edgeship_runtime.manifest import Manifest, locate, read_manifest
-from edgeship_runtime.sampling import GenerationOptions, Sampler
+from edgeship_runtime.sampling import GenerationOptions, Guide, Sampler
 from edgeship_runtime.strict import nearest
 from edgeship_runtime.tokens import TextTokens, find_tokenizer
 
 if TYPE_CHECKING:
     from edgeship_runtime.engines.llamacpp import LlamaEngine
+    from edgeship_runtime.prefix import PrefixCache
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 """Raw text (no template), token ids, or messages for the chat template."""
+
+_PREFILL = 512  # prompt tokens between looks at a cancellation: a multiple of both engines' chunks, so none is cut
 
 
 class Model:
@@ -60,6 +63,7 @@ class Model:
         sampling = manifest.sampling
         self.defaults = GenerationOptions(**asdict(sampling))
         self._template = template
+        self.prefixes: PrefixCache | None = None
         self._held: list[int] = []  # the tokens of the KV cache
         self._busy = threading.Lock()  # held for a whole answer
         self._running = threading.Lock()  # held while the engine works, so that it is not closed under its feet
@@ -111,9 +115,12 @@ class Model:
         *,
         tools: Sequence[Tool] | None = None,
         enable_thinking: bool | None = None,
+        guide: Guide | None = None,
         **overrides: Any,
     ) -> Stream:
         """Answer a prompt piece by piece; the prompt and the options are checked before this returns.
+
+        `guide` (fresh for each answer) forces and forbids tokens.
 
         Raises UsageError (options, prompt), TemplateError, ContextError (the prompt leaves no room for an answer);
         while iterating EngineError, and UsageError when another answer of this model is not finished.
@@ -123,8 +130,9 @@ class Model:
         chosen = self.options(options, **overrides)
         ids = self.encode(prompt, tools=tools, enable_thinking=enable_thinking)
         self._check_prompt(ids)
-        sampler = Sampler(chosen, self.engine.vocab_size, ids)
-        return Stream(self._answer(ids, chosen, sampler, time.perf_counter() - start))
+        sampler = Sampler(chosen, self.engine.vocab_size, ids, guide)
+        cancelled = threading.Event()
+        return Stream(self._answer(ids, chosen, sampler, cancelled, time.perf_counter() - start), cancelled)
 
     def generate(
         self,
@@ -202,19 +210,25 @@ class Model:
             )
 
     def _answer(
-        self, prompt: list[int], options: GenerationOptions, sampler: Sampler, spent: float
+        self,
+        prompt: list[int],
+        options: GenerationOptions,
+        sampler: Sampler,
+        cancelled: threading.Event,
+        spent: float,
     ) -> Generator[Piece, None, Result]:
         """Generate; `spent` seconds went by before, on template and tokenizer."""
         with _Exclusive(self._busy):
             clock = Clock()
             cached = self._reuse(prompt)
-            token = sampler.choose(self._evaluate(prompt[cached:]))
+            logits = self._prefill(prompt[cached:], cancelled)
+            token = -1 if logits is None else sampler.choose(logits)
             prefill = clock.lap()
             writer = Writer(self.tokenizer.detokenizer(), options.stop)
             ends = () if options.ignore_eos else self.manifest.model.eos_token_ids
             room = self.engine.context - len(prompt)
             limit = min(options.max_tokens or room, room)
-            finish: FinishReason | None = None
+            finish: FinishReason | None = "cancelled" if logits is None else None
             decode, steps = 0.0, 0
             while finish is None:
                 if token in ends:
@@ -225,11 +239,16 @@ class Model:
                         finish = "stop"
                     elif len(writer.tokens) == limit:
                         finish = "length" if limit == options.max_tokens else "context"
+                if finish is None and cancelled.is_set():
+                    finish = "cancelled"
                 if finish is None:
                     if writer.ready:
                         decode += clock.lap()
                         yield Piece(*writer.take())
                         clock.lap()
+                        if cancelled.is_set():
+                            finish = "cancelled"
+                            break
                     token = sampler.choose(self._evaluate([token]))
                     steps += 1
             writer.finish()
@@ -241,6 +260,11 @@ class Model:
 
     def _reuse(self, prompt: Sequence[int]) -> int:
         """Cut the KV cache to what it shares with the prompt, less the last token, whose logits are needed."""
+        if self.prefixes is not None:
+            with self._running:
+                self._check_open()
+                before, self._held = self._held, []  # an interrupt leaves the engine in no known state
+                self._held = self.prefixes.switch(self.engine, before, prompt[:-1])
         common = 0
         for held, wanted in zip(self._held, prompt[:-1], strict=False):
             if held != wanted:
@@ -249,6 +273,15 @@ class Model:
         self.engine.truncate(common)
         del self._held[common:]
         return common
+
+    def _prefill(self, tokens: Sequence[int], cancelled: threading.Event) -> NDArray[np.float32] | None:
+        """Evaluate a prompt's tokens part by part; None when cancelled between two of them."""
+        logits: NDArray[np.float32] | None = None
+        for start in range(0, len(tokens), _PREFILL):
+            if cancelled.is_set():
+                return None
+            logits = self._evaluate(tokens[start : start + _PREFILL])
+        return logits
 
     def _evaluate(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         with self._running:

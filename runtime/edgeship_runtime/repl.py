@@ -11,9 +11,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from edgeship_runtime.commands import (
+    conversation_options,
     engine_options,
     finish,
-    sampling_options,
     show_answer,
     stats_line,
     system_message,
@@ -34,7 +34,7 @@ Ctrl-C stops an answer."""
 
 def chat(args: argparse.Namespace) -> int:
     """Talk until /exit or the end of input; 130 after Ctrl-C at the prompt."""
-    options = sampling_options(args)
+    options = conversation_options(args)
     from edgeship_runtime.model import load
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not args.json

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,14 +109,30 @@ def _number(name: str, value: object, low: float, high: float, *, open_low: bool
     return f"{name}: expected a number{f' of {span}' if math.isfinite(low) else ''}, found {value!r}"
 
 
+class Guide(Protocol):
+    """Steers one answer token by token."""
+
+    def forced(self) -> int | None:
+        """The token that must come now, whatever the logits are; None to choose one."""
+
+    def restrict(self, scores: NDArray[np.float32]) -> None:
+        """Set the scores [vocab_size] of tokens that may not come now to -inf, in place."""
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that was chosen."""
+
+
 class Sampler:
     """Chooses the tokens of one answer; deterministic for a seed.
 
     `prompt` counts for the repetition penalty. Raises UsageError for a logit bias outside the vocabulary.
     """
 
-    def __init__(self, options: GenerationOptions, vocab_size: int, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self, options: GenerationOptions, vocab_size: int, prompt: Sequence[int] = (), guide: Guide | None = None
+    ) -> None:
         self.options = options
+        self._guide = guide
         self._random = np.random.default_rng(options.seed)
         self._bias_ids = np.array([token for token, _ in options.logit_bias], np.int64)
         self._bias = np.array([bias for _, bias in options.logit_bias], np.float32)
@@ -125,6 +141,7 @@ class Sampler:
         self._seen = _IdSet(vocab_size, prompt if options.repetition_penalty != 1 else ())
         self._answer = _IdSet(vocab_size, ())
         self._changes = bool(options.logit_bias) or options.repetition_penalty != 1 or options.presence_penalty != 0
+        self._changes = self._changes or guide is not None
         # Memory kept: fresh arrays of a vocabulary's size cost more in page faults than what is done with them.
         self._scores = np.empty(vocab_size if self._changes else 0, np.float32)
         self._scratch = np.empty((2, vocab_size if options.temperature >= _COLD else 0), np.float32)
@@ -134,6 +151,15 @@ class Sampler:
 
         Raises EngineError when the logits are not numbers, or all of them are banned.
         """
+        forced = None if self._guide is None else self._guide.forced()
+        best = self._pick(logits) if forced is None else forced
+        if self._guide is not None:
+            self._guide.accept(best)
+        self._seen.add(best)
+        self._answer.add(best)
+        return best
+
+    def _pick(self, logits: NDArray[np.float32]) -> int:
         with np.errstate(over="ignore", invalid="ignore"):  # what becomes of it is looked at below
             scores = self.penalize(logits) if self._changes else logits
             best = int(scores.argmax())  # the first NaN, if there is one
@@ -144,8 +170,6 @@ class Sampler:
                 )
             if self.options.temperature >= _COLD:
                 best = self._draw(*shortlist(scores, self.options, self._scratch))
-        self._seen.add(best)
-        self._answer.add(best)
         return best
 
     def penalize(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -160,6 +184,8 @@ class Sampler:
             scores[ids] = np.where(values < 0, values * penalty, values / penalty)
         if self.options.presence_penalty:
             scores[self._answer.ids] -= self.options.presence_penalty
+        if self._guide is not None:
+            self._guide.restrict(scores)
         return scores
 
     def _draw(self, ids: NDArray[np.int64] | None, weights: NDArray[np.floating]) -> int:

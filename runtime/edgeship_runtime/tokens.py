@@ -25,6 +25,9 @@ class TextTokens(Protocol):
     def detokenizer(self) -> Detokenizer:
         """A fresh stream whose joined output equals `decode` of all its tokens."""
 
+    def spellings(self) -> list[bytes] | str:
+        """Bytes of every token, empty for special ones; where tokens have none, the text of `tokenizer.json`."""
+
 
 class Tokenizer:
     """A fast tokenizer; safe to use from several threads."""
@@ -79,6 +82,10 @@ class Tokenizer:
     def detokenizer(self) -> Detokenizer:
         """A fresh stream whose joined output equals `decode` of all its tokens."""
         return ByteDetokenizer(self.bytes_of) if self._byte_level else WindowDetokenizer(self.decode)
+
+    def spellings(self) -> list[bytes] | str:
+        """Bytes of every token, empty for special ones; the file's text when the vocabulary is not byte-level."""
+        return [*map(self.bytes_of, range(self.vocab_size))] if self._byte_level else str(self._inner.to_str())
 
     def bytes_of(self, token: int) -> bytes:
         """Bytes of a token of a byte-level vocabulary; empty for special and unknown ones."""

@@ -96,7 +96,8 @@ def open_engine(
     except BaseException:
         loaded.close()
         raise
-    engine = LlamaEngine(opened, context=context, threads=threads, batch_threads=batch_threads)
+    layout = f"kv {kv_type}, flash attention {flash_attention}, lora {[*map(str, adapters.items())]}"
+    engine = LlamaEngine(opened, context=context, threads=threads, batch_threads=batch_threads, layout=layout)
     try:
         engine.adapt(adapters)
     except BaseException:
@@ -203,8 +204,9 @@ def _open_context(
 class LlamaEngine:
     """One sequence in a llama.cpp context; see `engines.Engine`."""
 
-    def __init__(self, opened: _Context, *, context: int, threads: int, batch_threads: int) -> None:
+    def __init__(self, opened: _Context, *, context: int, threads: int, batch_threads: int, layout: str = "") -> None:
         lib = self._lib = library()
+        self._layout = layout
         self.loaded = opened.loaded
         """The model, whose vocabulary a tokenizer may share."""
         self.name = f"{_PACKAGE} {_version()}"
@@ -306,6 +308,45 @@ class LlamaEngine:
         if length < self.length:
             self.length = length
             self._settled = False  # done when it is needed
+
+    @property
+    def state_layout(self) -> str:
+        """What the bytes of `save` depend on beside model and version."""
+        return self._layout
+
+    def save(self) -> bytes:
+        """The state of all tokens held, as llama.cpp writes it; raises EngineError for none, or when closed."""
+        if self._opened is None or not self.length:
+            raise EngineError("the engine holds no tokens, or is closed; it has no state to save")
+        self._settle()
+        lib, size = self._lib, self._lib.llama_state_seq_get_size(self._context, 0)
+        state = bytearray(size)
+        written = lib.llama_state_seq_get_data(self._context, (ctypes.c_uint8 * size).from_buffer(state), size, 0)
+        if not 0 < written <= size:
+            raise EngineError("llama.cpp could not save the state of the tokens it holds")
+        return bytes(state[:written])
+
+    def restore(self, state: bytes, tokens: Sequence[int]) -> None:
+        """Hold `tokens` by the state that `save` gave of them; raises EngineError when llama.cpp refuses it.
+
+        llama.cpp checks that a state has the form of this model's and no more: whoever kept it checks its digest.
+        """
+        if self._opened is None:
+            raise EngineError("the engine is closed; it cannot take a state", hint="load the artifact again")
+        ids = check_ids(tokens, self.vocab_size)
+        check_room(len(ids), 0, self.context)
+        lib = self._lib
+        self.length, self._held, self._settled = 0, [], False
+        self._settle()
+        self._settled = False  # an interrupt may come before `length` says what there is
+        listen()
+        taken = lib.llama_state_seq_set_data(
+            self._context, (ctypes.c_uint8 * len(state)).from_buffer_copy(state), len(state), 0
+        )
+        if taken != len(state) or lib.llama_memory_seq_pos_max(self._memory, 0) != len(ids) - 1:
+            raise failure("llama.cpp refused the state", EngineError, "it is another model's, or of other tokens")
+        self._held, self.length = ids.tolist(), len(ids)
+        self._settled = True
 
     def close(self) -> None:
         """Free context and model, once no array of logits is in use; a second call does nothing."""

@@ -180,6 +180,34 @@ class OrtEngine:
         check_length(length, self.length)
         self.length = length
 
+    @property
+    def state_layout(self) -> str:
+        """What the bytes of `save` depend on beside model and version."""
+        layers, _, _, heads, _, size = self._cache.shape
+        return f"kv {self._cache.dtype} {layers} {heads} {size}"
+
+    def save(self) -> bytes:
+        """Keys and values up to `length`: [layers, 2, 1, kv_heads, length, head_dim]; raises EngineError for none."""
+        if self._session is None or not self.length:
+            raise EngineError("the engine holds no tokens, or is closed; it has no state to save")
+        return self._cache[:, :, :, :, : self.length].tobytes()
+
+    def restore(self, state: bytes, tokens: Sequence[int]) -> None:
+        """Hold `tokens` by the state that `save` gave of them; raises EngineError for a state of another size."""
+        if self._session is None:
+            raise EngineError("the engine is closed; it cannot take a state", hint="load the artifact again")
+        count = len(check_ids(tokens, self.vocab_size))
+        check_room(count, 0, self.context)
+        self.length = 0
+        part = self._cache[:, :, :, :, :count]
+        if len(state) != part.nbytes:
+            raise EngineError(
+                f"the state has {len(state)} bytes and {count} tokens of this model have {part.nbytes}",
+                hint="it is another model's, or of other tokens",
+            )
+        part[:] = np.frombuffer(state, part.dtype).reshape(part.shape)
+        self.length = count
+
     def close(self) -> None:
         """Free session and buffers; a second call does nothing."""
         self._session = self._binding = None

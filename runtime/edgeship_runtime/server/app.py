@@ -1,0 +1,200 @@
+"""The routes, and what starts and ends with the application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Scope
+
+from edgeship_runtime.model import Model, load
+from edgeship_runtime.server import chat, monitor, ollama, page, responses, text
+from edgeship_runtime.server.gate import Gate, error_response
+from edgeship_runtime.server.problems import RequestError
+from edgeship_runtime.server.scheduler import Scheduler
+from edgeship_runtime.server.service import Service
+from edgeship_runtime.server.settings import Settings
+from edgeship_runtime.server.shelf import Shelf
+from edgeship_runtime.server.telemetry import Log, Telemetry, rss_mb
+
+_WATCH_S = 1.0
+Answer = Callable[[Service, Request], Awaitable[Response]]
+
+
+class Server:
+    """An ASGI application and its parts."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        log: Log | None = None,
+        open_model: Callable[[Path], Model] | None = None,
+    ) -> None:
+        """`open_model` loads an artifact; None: `model.load` with the settings' options."""
+        self.settings = settings
+        self.log = log or Log()
+
+        def open_path(path: Path) -> Model:
+            return load(path, context=settings.context, threads=settings.threads, **settings.engine_options)
+
+        shelf = Shelf(
+            dict(settings.artifacts),
+            open_model or open_path,
+            memory_mb=settings.memory_mb,
+            rss_mb=rss_mb,
+            report=self.log,
+        )
+        scheduler = Scheduler(
+            shelf,
+            self.log,
+            queue_limit=settings.queue_limit,
+            timeout_s=settings.timeout_s,
+            stuck_s=settings.stuck_s,
+        )
+        self.service = Service(settings, shelf, scheduler, Telemetry(), self.log)
+        monitor.watch(self.service)
+        routing = Starlette(
+            routes=_routes(self.service),
+            lifespan=self._lifespan,
+            exception_handlers={RequestError: _refused, HTTPException: _no_route},
+        )
+        self.app = Gate(routing, settings, self._note)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
+        scheduler = self.service.scheduler
+        scheduler.start()
+        watcher = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+            ended = await asyncio.to_thread(scheduler.close, self.settings.grace_s)
+            self.log("ended", engine="closed" if ended else "did not come back")
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            self.service.scheduler.look_after()
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        """Log and count a finished request; a path that is no route's may hold anything and is not written."""
+        route = scope.get("edgeship.route", "none")
+        self.service.telemetry.request(route, status)
+        failure = {"failure": scope["edgeship.failure"]} if "edgeship.failure" in scope else {}
+        self.log(
+            "request",
+            client=scope.get("edgeship.client"),
+            method=scope["method"] if scope["method"] in _METHODS else "other",
+            route=route,
+            status=status,
+            seconds=round(seconds, 4),
+            **scope.get("edgeship.log", {}),
+            **failure,
+        )
+
+
+_METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
+
+
+def _routes(service: Service) -> list[BaseRoute]:
+    posts: dict[str, Answer] = {
+        "/v1/chat/completions": chat.completions,
+        "/v1/completions": text.completions,
+        "/v1/embeddings": text.embeddings,
+        "/v1/responses": responses.create,
+        "/api/chat": ollama.chat,
+        "/api/generate": ollama.generate,
+        "/api/embed": ollama.embeddings,
+    }
+    gets: dict[str, Callable[[], Any]] = {
+        "/v1/models": lambda: _models(service),
+        "/v1/stats": lambda: monitor.stats(service),
+        "/api/tags": lambda: ollama.tags(service),
+        "/api/version": ollama.version,
+    }
+    return [
+        *(Route(path, _posted(service, path, work), methods=["POST"]) for path, work in posts.items()),
+        *(Route(path, _got(path, read), methods=["GET"]) for path, read in gets.items()),
+        Route("/v1/models/{name:path}", _model(service), methods=["GET"]),
+        Route("/health", _health(service), methods=["GET"]),
+        Route("/metrics", _metrics(service), methods=["GET"]),
+        *page.routes(),
+    ]
+
+
+def _posted(service: Service, path: str, work: Answer) -> Callable[[Request], Awaitable[Response]]:
+    async def route(request: Request) -> Response:
+        request.scope["edgeship.route"] = path
+        return await work(service, request)
+
+    return route
+
+
+def _got(path: str, read: Callable[[], Any]) -> Callable[[Request], Response]:
+    def route(request: Request) -> Response:
+        request.scope["edgeship.route"] = path
+        return JSONResponse(read())
+
+    return route
+
+
+def _models(service: Service) -> dict[str, Any]:
+    return {"object": "list", "data": [_entry(service, name) for name in service.shelf.names]}
+
+
+def _entry(service: Service, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": int(service.telemetry.started), "owned_by": "edgeship"}
+
+
+def _model(service: Service) -> Callable[[Request], Response]:
+    def route(request: Request) -> Response:
+        request.scope["edgeship.route"] = "/v1/models/NAME"
+        return JSONResponse(_entry(service, service.shelf.check(request.path_params["name"])))
+
+    return route
+
+
+def _health(service: Service) -> Callable[[Request], Response]:
+    def route(request: Request) -> Response:
+        request.scope["edgeship.route"] = "/health"
+        found = monitor.health(service)
+        return JSONResponse(found, status_code=503 if found["status"] == "unhealthy" else 200)
+
+    return route
+
+
+def _metrics(service: Service) -> Callable[[Request], Response]:
+    def route(request: Request) -> Response:
+        request.scope["edgeship.route"] = "/metrics"
+        return Response(service.telemetry.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return route
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    if error.code is not None:
+        request.scope["edgeship.failure"] = error.code
+    response: Response = error_response(request.url.path, error)
+    return response
+
+
+def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = {404: "there is no such address here", 405: "this address does not take that method"}
+    found = RequestError(message.get(error.status_code, "the request is refused"), status=error.status_code)
+    response: Response = error_response(request.url.path, found)
+    response.headers.update(error.headers or {})
+    return response

@@ -1,0 +1,311 @@
+// Chat over /v1/chat/completions. What comes from the model is only ever set as text, never as HTML.
+
+const at = (id) => document.getElementById(id);
+const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
+const KEPT = [...NUMBERS, "model", "thinking", "system", "tools"];
+const MEMORY_EVERY_MS = 5000;
+
+let messages = [];
+let running = null;
+let speed = "";
+let memory = "";
+
+function store(name, value) {
+  try {
+    sessionStorage.setItem(name, value);
+  } catch {
+    // A browser that keeps nothing, or is full: the chat goes on without being kept.
+  }
+}
+
+function restore(name) {
+  try {
+    return sessionStorage.getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+function save() {
+  store("messages", JSON.stringify(messages));
+  store("settings", JSON.stringify(Object.fromEntries(KEPT.map((id) => [id, at(id).value]))));
+}
+
+function headers() {
+  const key = at("key").value.trim();
+  return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+}
+
+async function failure(response) {
+  const body = await response.json().catch(() => ({}));
+  const wait = response.headers.get("Retry-After");
+  return new Error((body.error?.message ?? `the server answered ${response.status}`) + (wait ? ` (again in ${wait} s)` : ""));
+}
+
+async function read(path) {
+  const response = await fetch(path, { headers: headers() });
+  if (!response.ok) throw await failure(response);
+  return response.json();
+}
+
+// Elements
+
+function element(kind, name, text = "") {
+  const made = document.createElement(kind);
+  made.className = name;
+  made.textContent = text;
+  return made;
+}
+
+function append(part) {
+  const log = at("log");
+  const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+  part();
+  if (atEnd) log.scrollTop = log.scrollHeight;
+}
+
+function folded(name, title) {
+  const box = element("details", name);
+  box.append(element("summary", "", title), element("div", "text"));
+  return box;
+}
+
+// A message on the page; `show` brings it to what the message holds by now.
+class Bubble {
+  constructor(message) {
+    this.message = message;
+    this.root = element("article", message.role);
+    this.text = element("div", "text");
+    this.calls = [];
+    this.root.append(this.text);
+    at("log").append(this.root);
+    this.show();
+  }
+
+  show() {
+    const { content, reasoning_content: thought, tool_calls: calls = [] } = this.message;
+    if (thought) {
+      this.thought ??= this.root.insertBefore(folded("thought", "Thought"), this.text);
+      this.thought.lastChild.textContent = thought;
+    }
+    this.text.textContent = content ?? "";
+    calls.forEach((call, i) => {
+      this.calls[i] ??= this.root.appendChild(folded("call", ""));
+      this.calls[i].firstChild.textContent = `Tool call: ${call.function.name}`;
+      this.calls[i].children[1].textContent = call.function.arguments;
+    });
+  }
+
+  note(text, kind = "note") {
+    const line = element("p", kind, text);
+    if (kind === "error") line.setAttribute("role", "alert");
+    this.root.append(line);
+  }
+
+  // Fields for what the tools gave; the answer goes on once they are sent.
+  askResults() {
+    const fields = this.calls.map((box, i) => {
+      const field = element("textarea", "result");
+      field.rows = 1;
+      field.placeholder = "Result";
+      field.setAttribute("aria-label", `Result of ${this.message.tool_calls[i].function.name}`);
+      box.open = true;
+      box.append(field);
+      return field;
+    });
+    const button = element("button", "results", "Send results");
+    button.type = "button";
+    button.addEventListener("click", () => {
+      if (running) return;
+      button.remove();
+      fields.forEach((field, i) => {
+        field.disabled = true;
+        say({ role: "tool", tool_call_id: this.message.tool_calls[i].id, content: field.value });
+      });
+      answer();
+    });
+    this.root.append(button);
+  }
+}
+
+function say(message) {
+  messages.push(message);
+  append(() => new Bubble(message));
+  save();
+}
+
+function showFigures() {
+  at("figures").textContent = [speed, memory].filter(Boolean).join(" · ");
+}
+
+async function showMemory() {
+  if (document.hidden) return;
+  try {
+    const { rss_mb: used } = await read("/v1/stats");
+    memory = used === null ? "" : `${Math.round(used)} MB memory`;
+  } catch {
+    memory = "server not reached";
+  }
+  showFigures();
+}
+
+// Requests
+
+function request() {
+  const body = { model: at("model").value, stream: true, stream_options: { include_usage: true } };
+  for (const id of NUMBERS) {
+    if (at(id).value !== "") body[id] = Number(at(id).value);
+  }
+  if (at("thinking").value) body.enable_thinking = at("thinking").value === "true";
+  if (at("tools").value.trim()) body.tools = JSON.parse(at("tools").value);
+  const system = at("system").value.trim();
+  // Old thoughts stay here: templates leave them out, and the request is shorter.
+  const past = messages.map(({ reasoning_content: _, ...rest }) => rest);
+  body.messages = system ? [{ role: "system", content: system }, ...past] : past;
+  return body;
+}
+
+// The objects of a stream of server-sent events; one may come in several parts, or several in one.
+async function* events(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const lines = (held + value).split("\n");
+    held = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data:")) continue;
+      const data = line.slice(5).trim();
+      if (data === "[DONE]") return;
+      yield JSON.parse(data);
+    }
+  }
+}
+
+function take(message, delta) {
+  if (delta.reasoning_content) message.reasoning_content = (message.reasoning_content ?? "") + delta.reasoning_content;
+  if (delta.content) message.content += delta.content;
+  for (const part of delta.tool_calls ?? []) {
+    message.tool_calls ??= [];
+    const call = (message.tool_calls[part.index] ??= { id: "", type: "function", function: { name: "", arguments: "" } });
+    if (part.id) call.id = part.id;
+    call.function.name += part.function?.name ?? "";
+    call.function.arguments += part.function?.arguments ?? "";
+  }
+}
+
+async function receive(body, bubble, signal) {
+  const message = bubble.message;
+  const options = { method: "POST", headers: headers(), body: JSON.stringify(body), signal };
+  const response = await fetch("/v1/chat/completions", options);
+  if (!response.ok) throw await failure(response);
+  let finish = null;
+  for await (const chunk of events(response.body)) {
+    if (chunk.error) throw new Error(chunk.error.message);
+    const choice = chunk.choices?.[0];
+    if (choice) {
+      take(message, choice.delta ?? {});
+      finish = choice.finish_reason ?? finish;
+      append(() => bubble.show());
+    }
+    if (chunk.timings) {
+      speed = `${chunk.timings.decode_tokens_per_s.toFixed(1)} tokens/s · first after ${chunk.timings.ttft_s.toFixed(2)} s`;
+      showFigures();
+    }
+  }
+  if (finish === null) throw new Error("the connection ended before the answer did");
+  return finish;
+}
+
+async function answer() {
+  const bubble = new Bubble({ role: "assistant", content: "" });
+  const message = bubble.message;
+  running = new AbortController();
+  busy(true);
+  try {
+    const finish = await receive(request(), bubble, running.signal);
+    if (finish === "length") bubble.note("Cut off: the token limit or the context is reached.");
+    if (message.tool_calls) append(() => bubble.askResults());
+  } catch (error) {
+    // What a tool call holds so far cannot be run, and a template may refuse it.
+    delete message.tool_calls;
+    if (running.signal.aborted) bubble.note("Stopped.");
+    else append(() => bubble.note(`${error.message}`, "error"));
+  } finally {
+    running = null;
+    if (message.content || message.tool_calls) messages.push(message);
+    save();
+    busy(false);
+    showMemory();
+  }
+}
+
+function busy(now) {
+  at("send").hidden = now;
+  at("stop").hidden = !now;
+  at("fresh").disabled = now;
+}
+
+// Starting
+
+function restoreChat() {
+  for (const [id, value] of Object.entries(JSON.parse(restore("settings") ?? "{}"))) {
+    if (KEPT.includes(id) && id !== "model") at(id).value = value;
+  }
+  messages = JSON.parse(restore("messages") ?? "[]");
+  messages.forEach((message) => new Bubble(message));
+  at("log").scrollTop = at("log").scrollHeight;
+}
+
+async function fillModels() {
+  try {
+    const { data } = await read("/v1/models");
+    const wanted = JSON.parse(restore("settings") ?? "{}").model;
+    at("model").replaceChildren(...data.map(({ id }) => new Option(id, id, false, id === wanted)));
+  } catch (error) {
+    speed = error.message;
+  }
+  showFigures();
+}
+
+at("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const content = at("prompt").value.trim();
+  if (running || !content) return;
+  at("prompt").value = "";
+  say({ role: "user", content });
+  answer();
+});
+
+at("prompt").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  at("form").requestSubmit();
+});
+
+at("stop").addEventListener("click", () => running?.abort());
+
+at("fresh").addEventListener("click", () => {
+  messages = [];
+  at("log").replaceChildren();
+  save();
+  at("prompt").focus();
+});
+
+at("tune").addEventListener("click", () => {
+  at("controls").hidden = !at("controls").hidden;
+  at("tune").setAttribute("aria-expanded", String(!at("controls").hidden));
+});
+
+at("controls").addEventListener("change", save);
+at("model").addEventListener("change", save);
+at("key").addEventListener("change", () => {
+  speed = "";
+  fillModels();
+});
+
+restoreChat();
+fillModels();
+showMemory();
+setInterval(showMemory, MEMORY_EVERY_MS);

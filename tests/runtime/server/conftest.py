@@ -1,0 +1,29 @@
+"""The embedded tiny model, exported once, and a server of it for tests that change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from edgeship.cli import app
+from served import Served, serving
+from toy_gguf import needs_llamacpp
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the artifact, both formats in it."""
+    out = tmp_path_factory.mktemp("served")
+    done = CliRunner().invoke(app, ["export", "tiny-int4", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    return out / "tiny-int4"
+
+
+@pytest.fixture(scope="session", params=["onnx", pytest.param("gguf", marks=needs_llamacpp)])
+def served(request: pytest.FixtureRequest, tiny: Path) -> Generator[Served, None, None]:
+    """A server of the tiny model on each engine in turn."""
+    with serving({"tiny": tiny / str(request.param)}, requests_per_minute=0) as running:
+        yield running

@@ -1,0 +1,189 @@
+"""Random schemas over an engine that babbles: every finished answer validates, by jsonschema; what a mask costs."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import jsonschema
+import numpy as np
+import pytest
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+import tolerances
+from edgeship_runtime.errors import DependencyError, EngineError
+from edgeship_runtime.model import Model
+from edgeship_runtime.talk import converse
+from edgeship_runtime.talk.structured import Matcher, grammar, json_rule
+from edgeship_runtime.tokens import Tokenizer, read_tokenizer
+from scripted import USER, Engine, model_of, saying, tokenizer
+from toy_artifact import VOCAB
+
+QWEN = Path(__file__).resolve().parents[3].parent / "shared" / "qwen2-tokenizer" / "tokenizer.json"
+ROWS = 151_936  # of Qwen2.5's and Qwen3's tables
+SCHEMAS = 1000
+
+
+def schema(pick: random.Random, depth: int = 0) -> dict[str, Any]:
+    """A schema with the keywords that requests mostly use."""
+    kinds = ["string", "integer", "number", "boolean", "null", "enum", "text", "anyOf"]
+    kind = pick.choice(kinds + ["object", "object", "array"] * (depth < 3))
+    if kind == "object":
+        names = pick.sample(["a", "b", "name", "größe", "x y", 'quo"te'], pick.randint(0, 4))
+        required = [name for name in names if pick.random() < 0.7]
+        members = {name: schema(pick, depth + 1) for name in names}
+        return {"type": "object", "properties": members, "required": required, "additionalProperties": False}
+    if kind == "array":
+        low = pick.randint(0, 2)
+        bounds = {"minItems": low, "maxItems": low + pick.randint(0, 3)}
+        return {"type": "array", "items": schema(pick, depth + 1), **bounds}
+    if kind == "anyOf":
+        return {"anyOf": [schema(pick, 3) for _ in range(pick.randint(1, 3))]}
+    if kind == "enum":
+        return {"enum": pick.sample(["red", "green", 3, None, True, 'a"b', "🙂"], pick.randint(1, 4))}
+    if kind == "text":
+        return {"type": "string", "pattern": pick.choice(["^[a-c]{1,4}$", "^[0-9]{4}-[0-9]{2}$", "^(on|off)$"])}
+    if kind == "string":
+        return {"type": "string", "minLength": pick.randint(0, 3), "maxLength": pick.randint(3, 12)}
+    if kind == "integer":
+        low = pick.randint(-50, 50)
+        return {"type": "integer", "minimum": low, "maximum": low + pick.randint(0, 2000)}
+    if kind == "number":
+        return {"type": "number", "minimum": -10, "exclusiveMaximum": pick.randint(1, 99)}
+    return {"type": kind}
+
+
+def babbling(seed: int) -> Model:
+    """A model that says anything, closing tokens a little more often than others, in a context of 2,000 tokens."""
+    random_numbers = np.random.default_rng(seed)
+    closers = tokenizer().encode('"}],0 ')
+
+    def say(step: int, held: Sequence[int]) -> NDArray[np.float32]:
+        logits = random_numbers.standard_normal(VOCAB).astype(np.float32)
+        logits[closers] += 2
+        return logits
+
+    return model_of(Engine(say, context=2000))
+
+
+def test_a_thousand_random_schemas_are_all_kept() -> None:
+    pick = random.Random(1)
+    model = babbling(1)
+    for _ in range(SCHEMAS):
+        wanted = schema(pick)
+        asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": wanted}}
+        model.forget()
+        with converse(model, USER, response_format=asked, enable_thinking=False) as events:
+            assert sum(1 for _ in events) > 0
+        answer = events.answer
+        assert answer.finish_reason == "stop", f"{wanted} ran to {len(answer.tokens)} tokens"
+        jsonschema.validate(json.loads(answer.text), wanted)
+
+
+def test_any_json_object() -> None:
+    for seed in range(20):
+        with converse(
+            babbling(seed), USER, response_format={"type": "json_object"}, enable_thinking=False, seed=seed
+        ) as events:
+            list(events)
+        if events.answer.finish_reason == "stop":
+            assert isinstance(json.loads(events.answer.text), dict)
+
+
+def test_a_token_that_the_grammar_forbids_is_an_error() -> None:
+    matcher = Matcher(saying("x"), grammar(json_rule({"type": "boolean"}), []))
+    with pytest.raises(EngineError, match="left the form"):
+        matcher.consume(tokenizer().encode("[1]"))
+
+
+def test_a_model_without_llguidance_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def hiding(name: str, *rest: Any) -> Any:
+        if name == "llguidance":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", hiding)
+    with pytest.raises(DependencyError, match="llguidance") as caught:
+        converse(saying("x"), USER, response_format={"type": "json_object"})
+    assert "edgeship-runtime[structured]" in caught.value.hint
+
+
+@pytest.mark.skipif(not QWEN.exists(), reason="Qwen's tokenizer lies beside the repository on the development machine")
+def test_what_a_mask_costs_with_qwens_vocabulary() -> None:
+    text = read_tokenizer(QWEN)
+    facts = SimpleNamespace(model=SimpleNamespace(eos_token_ids=(151645, 151643)))
+    engine = SimpleNamespace(vocab_size=ROWS)
+    model = _Stub(engine, text, facts)
+    wanted = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 60},
+            "age": {"type": "integer", "minimum": 0, "maximum": 150},
+            "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 4},
+        },
+        "required": ["name", "age", "tags"],
+        "additionalProperties": False,
+    }
+    ids = text.encode('{"name": "Ann of Aachen", "age": 41, "tags": ["short", "déjà vu"]}')
+    scores = np.zeros(ROWS, np.float32)
+    Matcher(cast(Model, model), grammar(json_rule({}), [])).restrict(scores)  # the vocabulary is read once
+    first, later = [], []
+    for _ in range(5):
+        start = time.thread_time()
+        matcher = Matcher(cast(Model, model), grammar(json_rule(wanted), []))
+        matcher.restrict(scores)
+        first.append(time.thread_time() - start)
+        for token in ids:
+            start = time.thread_time()
+            scores[:] = 0
+            matcher.restrict(scores)
+            assert scores[token] == 0
+            matcher.consume([token])
+            later.append(time.thread_time() - start)
+        assert matcher.finished
+    print(f"first {1e3 * float(np.median(first)):.2f} ms, a token {1e3 * float(np.median(later)):.3f} ms")
+    assert float(np.median(first)) < tolerances.FIRST_MASK_SECONDS
+    assert float(np.median(later)) < tolerances.MASK_SECONDS
+
+
+def test_a_vocabulary_that_is_not_byte_level() -> None:
+    """Words with a mark for spaces and bytes as a last resort, as SentencePiece has them."""
+    inner = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    inner.train_from_iterator(['the cat {"sum": 12, "why": "no"} true 0123456789'] * 3, trainer)
+    text = Tokenizer(inner, byte_level=False)
+    facts = SimpleNamespace(model=SimpleNamespace(eos_token_ids=(2,)))
+    model = _Stub(SimpleNamespace(vocab_size=text.vocab_size), text, facts)
+    members = {"sum": {"type": "integer", "minimum": 0, "maximum": 99}, "why": {"type": "string", "maxLength": 9}}
+    wanted = {"type": "object", "properties": members, "required": ["sum", "why"], "additionalProperties": False}
+    random_numbers = np.random.default_rng(0)
+    for _ in range(20):
+        matcher, ids = Matcher(cast(Model, model), grammar(json_rule(wanted), [])), []
+        while not matcher.finished:
+            scores = random_numbers.standard_normal(text.vocab_size).astype(np.float32)
+            matcher.restrict(scores)
+            ids.append(int(scores.argmax()))
+            matcher.consume(ids[-1:])
+        jsonschema.validate(json.loads(text.decode(ids)), wanted)
+
+
+class _Stub:
+    """What a matcher needs of a model."""
+
+    def __init__(self, engine: Any, tokenizer: Any, manifest: Any) -> None:
+        self.engine, self.tokenizer, self.manifest = engine, tokenizer, manifest

@@ -25,6 +25,7 @@ from edgeship_runtime.engines import Engine, formats, open_engine
 from edgeship_runtime.errors import ContextError, DependencyError, EdgeshipRuntimeError, TemplateError, UsageError
 from edgeship_runtime.facts import GENERATE
 from edgeship_runtime.manifest import Manifest, locate, read_manifest
+from edgeship_runtime.opening import Opening
 from edgeship_runtime.sampling import GenerationOptions, Guide, Sampler
 from edgeship_runtime.strict import nearest
 from edgeship_runtime.tokens import TextTokens, find_tokenizer
@@ -339,7 +340,7 @@ def load(
         return open_encoder(directory, manifest, size, threads)
     # The engine works outside Python's lock for most of its loading, the tokenizer inside it: together they take
     # as long as the longer.
-    opening = _Opening(
+    opening = Opening(
         lambda: open_engine(directory, manifest, engine=engine, context=size, threads=threads, options=options)
     )
     try:
@@ -369,33 +370,3 @@ def _template(read: Callable[[], ChatTemplate | None]) -> ChatTemplate | Edgeshi
         return read()
     except (TemplateError, DependencyError) as error:
         return error
-
-
-class _Opening:
-    """An engine being opened in a thread of its own."""
-
-    def __init__(self, work: Any) -> None:
-        self._engine: Engine | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,), name="edgeship-open", daemon=True)
-        self._thread.start()
-
-    def _run(self, work: Any) -> None:
-        try:
-            self._engine = work()
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> Engine:
-        """Wait for the engine; raise what opening it raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        assert self._engine is not None
-        return self._engine
-
-    def discard(self) -> None:
-        """Wait, and close what was opened."""
-        self._thread.join()
-        if self._engine is not None:
-            self._engine.close()

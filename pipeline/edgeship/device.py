@@ -22,8 +22,8 @@ from edgeship.quant.mixes import MixName
 from edgeship.yaml_model import NAME, AsTuple, Distinct, Frozen, Kind, Line, extended, load
 from edgeship.yaml_source import Document, Problem
 
-Os = Literal["linux", "macos", "windows", "android"]
-Arch = Literal["aarch64", "x86_64"]
+Os = Literal["linux", "macos", "windows", "android", "browser"]
+Arch = Literal["aarch64", "x86_64", "wasm32"]
 Isa = Literal["dotprod", "fp16", "i8mm", "sve", "avx2", "avx512", "vnni"]
 EngineName = Literal["llamacpp", "ort"]
 
@@ -77,7 +77,7 @@ class Device(Frozen):
     arch: Arch = Field(description="architecture of the system's user space")
     libc: Short | None = Field(default=None, description="the C library and its version, such as glibc 2.36")
     python: Annotated[tuple[Python, ...], AsTuple, Distinct] = Field(
-        min_length=1, description="Python versions that bundles are made for"
+        description="Python versions that bundles are made for; none for a browser"
     )
     cores: Annotated[tuple[Cores, ...], AsTuple] = Field(min_length=1, description="cores by kind, the fastest first")
     isa: Annotated[tuple[Isa, ...], AsTuple, Distinct] = Field(
@@ -180,6 +180,7 @@ def _validated(document: Document, name: str, problems: list[Problem]) -> Device
             problems.append(Problem(place, explain(Device, dict(error), KEYS)))
         return None
     problems += _unknown_encodings(device, document)
+    problems += _not_of_its_system(device, document)
     if device.os_mb >= device.ram_mb:
         text = f"os_mb: expected less than ram_mb ({device.ram_mb:g}), found {device.os_mb:g}"
         problems.append(Problem(document.place(("os_mb",)), text))
@@ -195,6 +196,21 @@ def _unknown_encodings(device: Device, document: Document) -> list[Problem]:
         )
         for i, name in enumerate(device.encodings)
         if name not in known
+    ]
+
+
+def _not_of_its_system(device: Device, document: Document) -> list[Problem]:
+    """What a browser has and a machine with Python has not, and the other way round."""
+    browser = device.os == "browser"
+    wanted = {
+        "arch": ("wasm32" if browser else "another than wasm32", browser == (device.arch == "wasm32")),
+        "python": ("none" if browser else "at least one version", browser != bool(device.python)),
+        "wheel_tags": ("none", not (browser and device.wheel_tags)),
+    }
+    return [
+        Problem(document.place((name,)), f"{name}: expected {text} where os is {device.os}")
+        for name, (text, good) in wanted.items()
+        if not good
     ]
 
 

@@ -64,7 +64,7 @@ def refused(path: Path) -> str:
 def test_the_catalogue_is_what_was_promised() -> None:
     pis = {f"raspberry-pi-{n}" for n in ("4-2gb", "4-4gb", "4-8gb", "5-4gb", "5-8gb", "5-16gb", "zero-2-w")}
     others = {"orange-pi-5", "jetson-orin-nano", "laptop-avx2", "laptop-avx512", "apple-m2"}
-    assert set(catalog.device_names()) == pis | others | {"android-flagship", "android-mid-range"}
+    assert set(catalog.device_names()) == pis | others | {"android-flagship", "android-mid-range", "phone-web"}
 
 
 @pytest.mark.parametrize("name", catalog.device_names())
@@ -74,7 +74,7 @@ def test_a_profile_is_whole(name: str) -> None:
     assert set(SOURCED) <= set(device.sources)
     assert 0 < device.budget_bytes < device.free_bytes < device.ram_bytes
     assert (device.arch == "x86_64") == ("avx2" in device.isa)
-    assert ("libc" in device.sources or device.libc is not None) or device.os == "macos"
+    assert ("libc" in device.sources or device.libc is not None) or device.os in ("macos", "browser")
     for tag in device.wheel_tags:
         assert tag.endswith({"aarch64": ("_aarch64", "_arm64"), "x86_64": ("_x86_64",)}[device.arch])
     text = catalog.paths("devices")[name].read_text()
@@ -122,6 +122,11 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("  budgets: ours", "  budget: ours", "no field is called 'budget'; did you mean 'budgets'?"),
         ("  budgets: ours", "  budgets: ''", "sources.budgets"),
         ('python: ["3.11"]', "python: [3.11]", "python[0]: expected text"),
+        ('python: ["3.11"]', "python: []", "python: expected at least one version where os is linux"),
+        ("os: linux", "os: browser", "python: expected none where os is browser"),
+        ("os: linux", "os: browser", "arch: expected wasm32 where os is browser"),
+        ("os: linux", "os: browser", "wheel_tags: expected none where os is browser"),
+        ("arch: aarch64", "arch: wasm32", "arch: expected another than wasm32 where os is linux"),
         ('python: ["3.11"]', "python: ['3.11; x']", "python[0]: expected a value such as '3.11'"),
         ("[manylinux_2_28_aarch64]", "['--target']", "wheel_tags[0]: expected a value such as manylinux_2_28"),
         ("description: a board", "name: other", "a device is called after its file"),

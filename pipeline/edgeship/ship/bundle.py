@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from edgeship import __version__
-from edgeship.errors import ArtifactError, DependencyError, PlanError, ResourceError, UsageError
+from edgeship.errors import ArtifactError, DependencyError, PlanError
 from edgeship.progress import Progress
-from edgeship.ship import archive, installer, llamacpp_wheel, wheels
+from edgeship.ship import archive, installer, llamacpp_wheel, making, wheels
+from edgeship.ship.making import Source
 from edgeship.ship.wheel_files import Wheel
 from edgeship.ship.wheels import LLAMA, Target
-from edgeship_runtime.engines import FORMAT_OF
-from edgeship_runtime.errors import EdgeshipRuntimeError
 from edgeship_runtime.manifest import (
-    FORMATS,
     MANIFEST_NAME,
     FileEntry,
-    Manifest,
-    check_files,
     collect_files,
-    locate,
-    read_manifest,
 )
 
 SCHEMA = 1
-ENGINES = tuple(FORMAT_OF)
 _DIGITS = 12  # of the digest, in names
 _WITHOUT_MODEL = "runtime"
 _SPARE_MB = 60  # bytecode that is written at the first run, and what the file system takes for itself
@@ -81,14 +69,6 @@ class Bundle:
         }
 
 
-@dataclass(frozen=True)
-class _Model:
-    """The artifact a bundle is made from."""
-
-    directory: Path
-    manifest: Manifest
-
-
 def make_bundle(
     artifact: Path | None,
     device: Target,
@@ -112,24 +92,23 @@ def make_bundle(
     engine = _check(device, engine)
     model, engine = _model(artifact, device, engine, progress)
     llama = _llama(device, wheels) if engine == "llamacpp" else None
-    name = _name(model.manifest.name) if model else _WITHOUT_MODEL
+    name = making.safe_name(model.manifest.name) if model else _WITHOUT_MODEL
     title = f"{name}-{device.name}-{engine}"
-    with _reported(out):
+    with making.reported(out):
         out.mkdir(parents=True, exist_ok=True)
-        with _alone(out, title), TemporaryDirectory(dir=out, prefix=f".{title}.") as scratch:
+        with making.alone(out, title), TemporaryDirectory(dir=out, prefix=f".{title}.") as scratch:
             folder = Path(scratch) / title
             (folder / "wheels").mkdir(parents=True)
             _collect(device, engine, folder / "wheels", wheels, llama, progress)
             if model and with_model:
                 _copy(model, folder / "artifact", progress)
             made = _describe(folder, device, engine, name, model if with_model else None)
-            packed = _pack(folder, kind, progress)
-            return _publish(made, packed, out)
+            packed = making.pack(folder, kind, progress)
+            return _published(made, packed, out)
 
 
 def _check(device: Target, engine: str | None) -> str | None:
-    if engine is not None and engine not in ENGINES:
-        raise UsageError(f"there is no engine {engine[:40]!r}; there are: {', '.join(ENGINES)}.", hint="--engine ort")
+    making.check_engine(engine)
     tags = wheels.platform_tags(device)
     if device.os not in installer.SYSTEMS or not tags:
         raise PlanError(
@@ -140,34 +119,10 @@ def _check(device: Target, engine: str | None) -> str | None:
     return engine
 
 
-def _model(artifact: Path | None, device: Target, engine: str | None, progress: Progress) -> tuple[_Model | None, str]:
+def _model(artifact: Path | None, device: Target, engine: str | None, progress: Progress) -> tuple[Source | None, str]:
     """The artifact, checked byte by byte, and the engine that runs it on `device`."""
-    order = [engine] if engine else [e for e in device.engines if e in ENGINES]
-    if artifact is None:
-        return None, order[0]
-    try:
-        directory = locate(artifact, tuple(FORMAT_OF[e] for e in order))
-        manifest = read_manifest(directory)
-        if not manifest.sealed:
-            hint = "`edgeship export` makes artifacts that can be verified on the device"
-            raise ArtifactError(f"{directory}: expected {MANIFEST_NAME}, found none; nothing was made.", hint=hint)
-        runs = [e for e in order if FORMAT_OF[e] == manifest.format]
-        if not runs:
-            raise UsageError(
-                f"{directory}: an artifact of the format {manifest.format}, which {' and '.join(order)} "
-                f"{'does' if len(order) == 1 else 'do'} not run on {device.name}; nothing was made.",
-                hint=f"the formats of an artifact lie beside each other: {', '.join(FORMATS)}",
-            )
-        progress.start(0, f"checking {directory}")
-        problems = check_files(directory, manifest)
-        progress.finish()
-    except EdgeshipRuntimeError as error:
-        raise ArtifactError(error.message, hint=error.hint) from error
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        hint = "make it again: edgeship export ... --force"
-        raise ArtifactError(f"{directory}: not intact: {problems[0]}{more}; nothing was made.", hint=hint)
-    return _Model(directory, manifest), runs[0]
+    order = [engine] if engine else [e for e in device.engines if e in making.ENGINES]
+    return making.read_source(artifact, order, device.name, progress) if artifact is not None else (None, order[0])
 
 
 def _llama(device: Target, keep: Path | None) -> Path:
@@ -182,11 +137,6 @@ def _llama(device: Target, keep: Path | None) -> Path:
     return path
 
 
-def _name(name: str) -> str:
-    """The artifact's name as one that every shell and file system takes."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "artifact"
-
-
 def _collect(
     device: Target, engine: str, into: Path, keep: Path | None, llama: Path | None, progress: Progress
 ) -> None:
@@ -197,7 +147,7 @@ def _collect(
             raise PlanError(text, hint=f"check `wheel_tags` of the device {device.name}")
 
 
-def _copy(model: _Model, to: Path, progress: Progress) -> None:
+def _copy(model: Source, to: Path, progress: Progress) -> None:
     names = sorted([MANIFEST_NAME, *model.manifest.files])
     progress.start(sum(entry.size for entry in model.manifest.files.values()), "artifact")
     for name in names:
@@ -207,7 +157,7 @@ def _copy(model: _Model, to: Path, progress: Progress) -> None:
     progress.finish()
 
 
-def _describe(folder: Path, device: Target, engine: str, name: str, model: _Model | None) -> Bundle:
+def _describe(folder: Path, device: Target, engine: str, name: str, model: Source | None) -> Bundle:
     """Write what a bundle says of itself: requirements.txt, install.sh, README.md and bundle.json."""
     found = wheels.read_wheels(folder / "wheels")
     (folder / "requirements.txt").write_text(wheels.requirements(found), encoding="utf-8")
@@ -238,7 +188,7 @@ def _describe(folder: Path, device: Target, engine: str, name: str, model: _Mode
     return Bundle(folder, None, name, device.name, engine, digest, files, tuple(found))
 
 
-def _check_copy(files: Mapping[str, FileEntry], model: _Model | None) -> None:
+def _check_copy(files: Mapping[str, FileEntry], model: Source | None) -> None:
     for name, entry in model.manifest.files.items() if model else ():
         if files[f"artifact/{name}"] != entry:
             hint = "it was changed meanwhile; run it again"
@@ -248,7 +198,7 @@ def _check_copy(files: Mapping[str, FileEntry], model: _Model | None) -> None:
 
 
 def _body(
-    facts: installer.Facts, digest: str, files: Mapping[str, FileEntry], found: Sequence[Wheel], model: _Model | None
+    facts: installer.Facts, digest: str, files: Mapping[str, FileEntry], found: Sequence[Wheel], model: Source | None
 ) -> dict[str, Any]:
     artifact = None
     if model:
@@ -269,59 +219,7 @@ def _body(
     }
 
 
-def _pack(folder: Path, kind: archive.Kind | None, progress: Progress) -> Path | None:
-    if kind is None:
-        return None
-    path = folder.with_name(f"{folder.name}.tar.{kind}")
-    progress.start(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), path.name)
-    archive.write_archive(folder, path, kind, progress.advance)
-    progress.finish()
-    return path
-
-
-def _publish(made: Bundle, packed: Path | None, out: Path) -> Bundle:
-    """Move folder and archive from the scratch folder into `out`, in the place of older ones."""
-    final, old = out / made.path.name, made.path.with_name("old")
-    if final.is_symlink() or (final.exists() and not (final / "bundle.json").is_file()):
-        hint = "move it away, or pass another --out"
-        raise ArtifactError(f"{final}: exists and is no bundle; nothing was made.", hint=hint)
-    if final.exists():
-        final.rename(old)
-    made.path.rename(final)
-    for kind in archive.KINDS:  # one of an older bundle would not be of this folder
-        (out / f"{final.name}.tar.{kind}").unlink(missing_ok=True)
-    if packed:
-        packed = packed.rename(out / packed.name)
+def _published(made: Bundle, packed: Path | None, out: Path) -> Bundle:
+    final, packed = making.publish(made.path, packed, out)
     found = tuple(wheels.read_wheels(final / "wheels"))
     return Bundle(final, packed, made.name, made.device, made.engine, made.digest, made.files, found)
-
-
-@contextmanager
-def _alone(out: Path, title: str) -> Iterator[None]:
-    """Hold the lock of one bundle, and remove what a command that was killed has left of it."""
-    path = out / f".{title}.lock"
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ArtifactError(f"{out}: another command is making {title} right now.", hint="wait for it to end") from None
-    try:
-        for left in out.glob(f".{title}.*"):
-            if left.is_dir():
-                shutil.rmtree(left)
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
-
-
-@contextmanager
-def _reported(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            text = f"{out}: the disk is full; nothing was made."
-            raise ResourceError(text, hint="free some space, or pass another --out") from error
-        text = f"{error.filename or out}: {error.strerror or error}; nothing was made."
-        raise ArtifactError(text, hint="check the path, or pass another --out") from error

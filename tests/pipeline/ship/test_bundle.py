@@ -20,7 +20,7 @@ from edgeship.cli import run
 from edgeship.device import Device
 from edgeship.errors import ArtifactError, DependencyError, PlanError, ResourceError, UsageError
 from edgeship.progress import Silent
-from edgeship.ship import archive, bundle, llamacpp_wheel, wheels
+from edgeship.ship import archive, llamacpp_wheel, making, wheels
 from edgeship.ship.bundle import Bundle, make_bundle
 from edgeship.ship.contents import read_contents
 from edgeship_runtime.manifest import read_manifest
@@ -265,7 +265,7 @@ def test_a_full_disk(make: Make, artifact: Path, tmp_path: Path, monkeypatch: py
     ("name", "safe"), [("qwen2.5-1.5b", "qwen2.5-1.5b"), ("../../x", "x"), ("a b'$(c)", "a-b-c"), ("..", "artifact")]
 )
 def test_names_are_safe_in_paths(name: str, safe: str) -> None:
-    assert bundle._name(name) == safe
+    assert making.safe_name(name) == safe
 
 
 # the command

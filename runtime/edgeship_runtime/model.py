@@ -26,13 +26,14 @@ from edgeship_runtime.errors import ContextError, DependencyError, EdgeshipRunti
 from edgeship_runtime.facts import GENERATE
 from edgeship_runtime.manifest import Manifest, locate, read_manifest
 from edgeship_runtime.opening import Opening
+from edgeship_runtime.prefix import PrefixCache, restorable, resume
+from edgeship_runtime.prefix_files import Prefix, common
 from edgeship_runtime.sampling import GenerationOptions, Guide, Sampler
 from edgeship_runtime.strict import nearest
 from edgeship_runtime.tokens import TextTokens, find_tokenizer
 
 if TYPE_CHECKING:
     from edgeship_runtime.engines.llamacpp import LlamaEngine
-    from edgeship_runtime.prefix import PrefixCache
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
@@ -184,9 +185,27 @@ class Model:
             self.engine.truncate(0)
             self._held = []
 
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The tokens of the KV cache."""
+        return tuple(self._held)
+
+    def hold(self, prefix: Prefix) -> None:
+        """Bring the KV cache to a saved state, so that a prompt that begins as it does is not evaluated whole.
+
+        Raises EngineError for a state of another model or an engine that takes none, ContextError for too long a one.
+        """
+        with _Exclusive(self._busy):
+            self._check_open()
+            self._held = []
+            restorable(self.engine).restore(prefix.state, prefix.tokens)
+            self._held = list(prefix.tokens)
+
     def close(self) -> None:
         """Free the model's memory; an unfinished stream ends with a UsageError. A second call does nothing."""
         with self._running:
+            if self.prefixes is not None and not self._closed:
+                self.prefixes.keep(self.engine, self._held)
             self._closed = True
             self._held = []
             self.engine.close()
@@ -266,14 +285,10 @@ class Model:
                 self._check_open()
                 before, self._held = self._held, []  # an interrupt leaves the engine in no known state
                 self._held = self.prefixes.switch(self.engine, before, prompt[:-1])
-        common = 0
-        for held, wanted in zip(self._held, prompt[:-1], strict=False):
-            if held != wanted:
-                break
-            common += 1
-        self.engine.truncate(common)
-        del self._held[common:]
-        return common
+        shared = common(self._held, prompt[:-1])
+        self.engine.truncate(shared)
+        del self._held[shared:]
+        return shared
 
     def _prefill(self, tokens: Sequence[int], cancelled: threading.Event) -> NDArray[np.float32] | None:
         """Evaluate a prompt's tokens part by part; None when cancelled between two of them."""
@@ -319,14 +334,17 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     engine: str | None = None,
+    prefix: str | Path | None = None,
     **options: Any,
 ) -> Model:
     """Load an artifact: `artifacts/<name>`, its format directory, one made by onnxruntime-genai, or a GGUF file.
 
     `context`: tokens the KV cache has room for, the artifact's default when None (not the model's maximum, which
     can cost gigabytes); `threads`: the manifest's hint or the physical cores when None; `engine`: its name in
-    `engines.ENGINES`, which also chooses between formats; `options`: the engine's own, such as `kv_type` of
-    `engines.llamacpp.open_engine`. Raises ArtifactError, DependencyError, UsageError, ResourceError.
+    `engines.ENGINES`, which also chooses between formats; `prefix`: a file that `prefix.save_model_prefix` wrote, the
+    one shipped beside the artifact when None; `options`: the engine's own, such as `kv_type` of
+    `engines.llamacpp.open_engine`. Raises ArtifactError (also for a prefix that is stale or damaged), DependencyError,
+    UsageError, ResourceError, ContextError (a prefix longer than the context).
     """
     start = time.perf_counter()
     directory = locate(Path(path), formats(engine))
@@ -335,8 +353,8 @@ def load(
     if manifest.model.task != GENERATE:
         from edgeship_runtime.encoder import open_encoder
 
-        if options:
-            raise UsageError(f"an encoder has no option {next(iter(options))!r}")
+        if options or prefix is not None:
+            raise UsageError(f"an encoder has no option {next(iter(options), 'prefix')!r}")
         return open_encoder(directory, manifest, size, threads)
     # The engine works outside Python's lock for most of its loading, the tokenizer inside it: together they take
     # as long as the longer.
@@ -361,7 +379,14 @@ def load(
             manifest = replace(manifest, model=replace(manifest.model, eos_token_ids=vocabulary.end_ids()))
             template = _template(lambda: read_template(directory, vocabulary.special_tokens()))
     return_free_memory()
-    return Model(opened, tokenizer, manifest, template, directory=directory, load_s=time.perf_counter() - start)
+    model = Model(opened, tokenizer, manifest, template, directory=directory)
+    try:
+        resume(model, None if prefix is None else Path(prefix))
+    except BaseException:
+        model.close()
+        raise
+    model.load_s = time.perf_counter() - start
+    return model
 
 
 def _template(read: Callable[[], ChatTemplate | None]) -> ChatTemplate | EdgeshipRuntimeError | None:

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from edgeship_runtime.errors import ArtifactError
 
@@ -23,8 +23,8 @@ MAX_DEPTH = 64
 _DAMAGED = "the file is damaged or was edited; export the artifact again, or copy it again from where it came from"
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """Read a regular file of at most `limit` bytes; raises ArtifactError (missing, unreadable, a device, too large)."""
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; raises ArtifactError (missing, unreadable, a device)."""
     try:
         # O_NONBLOCK: opening a FIFO that nobody writes to must not hang before its type can be looked at.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -32,9 +32,15 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise ArtifactError(f"{path}: the file does not exist", hint=_DAMAGED) from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error})", hint="check the path and its permissions") from None
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ArtifactError(f"{path}: expected a regular file, found something else", hint=_DAMAGED)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ArtifactError(f"{path}: expected a regular file, found something else", hint=_DAMAGED)
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes; raises ArtifactError (missing, unreadable, a device, too large)."""
+    with open_regular(path) as file:
         try:
             raw = file.read(limit + 1)
         except OSError as error:

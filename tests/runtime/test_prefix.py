@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 
 import edgeship_runtime
 from edgeship_runtime import prefix as prefixes
-from edgeship_runtime.errors import ArtifactError, EngineError, ResourceError, UsageError
+from edgeship_runtime import prefix_files
+from edgeship_runtime.errors import ArtifactError, ContextError, EngineError, ResourceError, UsageError
 from edgeship_runtime.model import Model
-from edgeship_runtime.prefix import Key, Prefix, PrefixCache, key_of, load_prefix, remember, save_prefix
+from edgeship_runtime.prefix import PrefixCache, key_of, remember
+from edgeship_runtime.prefix_files import Key, Prefix, PrefixFolder, common, load_prefix, save_prefix
 
 KEY = Key("ab" * 32, "engine 1", "kv float32")
 GREEDY: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 4, "ignore_eos": True}
@@ -100,15 +103,118 @@ class TestAnswers:
                 saved = prefixes.save_model_prefix(first, path)
                 assert list(saved.tokens[: len(FIRST)]) == FIRST
             with edgeship_runtime.load(directory, threads=1, context=96) as again:
-                remember(again, 1 << 24)
                 got = again.generate(FIRST, **GREEDY)
                 assert (got.text, got.stats.cached_tokens) == (want, 49)
+            with edgeship_runtime.load(directory, threads=1, context=32) as short:
+                assert short.held == ()
+            with pytest.raises(ContextError, match="do not fit"):
+                edgeship_runtime.load(directory, threads=1, context=32, prefix=path)
             path.write_bytes(path.read_bytes()[:-1])
             with edgeship_runtime.load(directory, threads=1, context=96) as third:
-                assert len(remember(third, 1 << 24)) == 0
+                assert third.held == ()
                 assert third.generate(FIRST, **GREEDY).text == want
+            with pytest.raises(ArtifactError, match="not a whole prefix file"):
+                edgeship_runtime.load(directory, threads=1, context=96, prefix=path)
         finally:
             path.unlink(missing_ok=True)
+
+
+class TestFolder:
+    """What outlives the process."""
+
+    def test_conversations_go_on_after_a_restart(self, artifact: str, form: str, tmp_path: Path) -> None:
+        directory, reports = Path(artifact) / form, list[str]()
+        with edgeship_runtime.load(directory, threads=1, context=96) as first:
+            remember(first, 1 << 24, tmp_path, reports.append)
+            want = [first.generate(ids, **GREEDY).text for ids in (FIRST, SECOND)]
+        assert len(list(tmp_path.rglob("*.prefix"))) == 2
+        with edgeship_runtime.load(directory, threads=1, context=96) as again:
+            remember(again, 1 << 24, tmp_path, reports.append)
+            got = [again.generate(ids, **GREEDY) for ids in (FIRST, SECOND)]
+        assert [each.text for each in got] == want
+        assert [each.stats.cached_tokens for each in got] == [49, 49]
+        assert reports == []
+
+    @pytest.mark.parametrize("harm", ["cut", "flip", "stale"])
+    def test_what_is_damaged_or_stale_is_removed_and_answers_are_the_same(
+        self, artifact: str, form: str, tmp_path: Path, harm: str
+    ) -> None:
+        directory, reports = Path(artifact) / form, list[str]()
+        with edgeship_runtime.load(directory, threads=1, context=96) as first:
+            remember(first, 1 << 24, tmp_path)
+            want = first.generate(FIRST, **GREEDY).text
+        (path,) = tmp_path.rglob("*.prefix")
+        raw = bytearray(path.read_bytes())
+        if harm == "stale":
+            raw = bytearray(bytes(raw).replace(b'"artifact":"', b'"artifact":"0', 1))
+            raw[8:12] = (int.from_bytes(raw[8:12], "little") + 1).to_bytes(4, "little")
+        else:
+            raw[-1] ^= 1
+        path.write_bytes(raw[:-1] if harm == "cut" else raw)
+        with edgeship_runtime.load(directory, threads=1, context=96) as again:
+            remember(again, 1 << 24, tmp_path, reports.append)
+            got = again.generate(FIRST, **GREEDY)
+            assert (got.text, got.stats.cached_tokens) == (want, 0)
+            assert not path.exists()
+        assert len(reports) == 1
+        assert ("stale" if harm == "stale" else "not a whole prefix file") in reports[0]
+
+    def test_the_limit_holds_and_the_longest_unused_goes_first(self, tmp_path: Path) -> None:
+        reports: list[str] = []
+        folder = PrefixFolder(tmp_path, KEY, 2000, reports.append)
+        for first in range(1, 5):
+            folder.store([Prefix((first, 0), bytes(500))])
+            os.utime(next(each for each in tmp_path.iterdir() if folder_tokens(each) == (first, 0)), (first, first))
+        assert sum(each.stat().st_size for each in tmp_path.iterdir()) <= 2000
+        again = PrefixFolder(tmp_path, KEY, 2000, reports.append)
+        assert (again.longest([4, 0], 9), again.longest([1, 0], 9)) == (((4, 0), 2), None)
+        assert again.longest([4, 0], 1) is None
+        again.store([Prefix((4, 0, 7), bytes(500)), Prefix((9,), bytes(3000))])
+        assert (4, 0) not in map(folder_tokens, tmp_path.iterdir())
+        assert (9,) not in map(folder_tokens, tmp_path.iterdir())
+
+    def test_a_full_disk_is_reported_and_nothing_else(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        reports: list[str] = []
+        folder = PrefixFolder(tmp_path, KEY, 1 << 20, reports.append)
+        monkeypatch.setattr(prefix_files.os, "fsync", full)
+        folder.store([Prefix((1,), b"state")])
+        assert "No space left" in reports[0]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_that_goes_away_or_is_changed_meanwhile(self, tmp_path: Path) -> None:
+        folder = PrefixFolder(tmp_path, KEY, 1 << 20, [].append)
+        folder.store([Prefix((1, 2), b"state")])
+        (path,) = tmp_path.iterdir()
+        save_prefix(path, KEY, Prefix((3,), b"other"))
+        assert folder.load((1, 2)) is None
+        folder.store([Prefix((1, 2), b"state")])
+        path.unlink()
+        assert folder.load((1, 2)) is None
+        assert len(folder) == 0
+
+    def test_a_directory_that_cannot_be(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(ResourceError, match="cannot be kept there"):
+            PrefixFolder(tmp_path / "file", KEY, 1, [].append)
+
+    def test_what_a_killed_writer_left_is_cleared_away(self, tmp_path: Path) -> None:
+        (tmp_path / ".a.prefix.1.partial").write_bytes(b"x")
+        PrefixFolder(tmp_path, KEY, 1, [].append)
+        assert list(tmp_path.iterdir()) == []
+
+
+def folder_tokens(path: Path) -> tuple[int, ...]:
+    return prefix_files.peek_tokens(path, KEY)
+
+
+@given(st.lists(st.integers(0, 1), max_size=40), st.lists(st.integers(0, 1), max_size=40))
+def test_common(first: list[int], second: list[int]) -> None:
+    shared = common(first, tuple(second))
+    assert first[:shared] == second[:shared]
+    assert shared == min(len(first), len(second)) or first[shared] != second[shared]
 
 
 class TestMemory:
@@ -124,6 +230,19 @@ class TestMemory:
         assert cache.used_bytes == 30
         cache.clear()
         assert (len(cache), cache.used_bytes) == (0, 0)
+
+    def test_only_so_many_conversations(self) -> None:
+        cache = PrefixCache(1 << 20)
+        for first in range(prefixes.MOST_STATES + 5):
+            cache.put(Prefix((first, 0), b"x"))
+        assert len(cache) == prefixes.MOST_STATES
+        assert cache.find([0]) is None
+
+    def test_a_state_too_large_costs_none_of_the_others(self) -> None:
+        cache = PrefixCache(5)
+        cache.put(Prefix((1,), b"x"))
+        assert not cache.put(Prefix((1, 2), b"x" * 6))
+        assert len(cache) == 1
 
     def test_a_limit_below_nothing(self) -> None:
         with pytest.raises(UsageError, match="-1 bytes"):
@@ -171,7 +290,7 @@ class TestFiles:
         assert found == whole
 
     def test_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(ArtifactError, match="cannot be read"):
+        with pytest.raises(ArtifactError, match="does not exist"):
             load_prefix(tmp_path / "none", KEY)
 
     def test_a_full_disk_leaves_the_old_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +300,7 @@ class TestFiles:
         def full(_: int) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(prefixes.os, "fsync", full)
+        monkeypatch.setattr(prefix_files.os, "fsync", full)
         with pytest.raises(ResourceError, match="No space left"):
             save_prefix(path, KEY, Prefix((1,), b"new"))
         assert load_prefix(path, KEY).state == b"old"

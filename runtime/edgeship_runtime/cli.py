@@ -241,6 +241,10 @@ def _add_serve(commands: Any) -> None:
     group.add_argument("--max-inputs", type=int, metavar="N", help="texts in one request (256)")
     group.add_argument("--max-prompt-tokens", type=int, metavar="N", help="of one prompt (131072)")
     group.add_argument("--max-tokens", type=int, metavar="N", help="to generate for one request (32768)")
+    group = parser.add_argument_group("conversations that wait")
+    group.add_argument("--prefix-memory-mb", type=float, metavar="MB", help="for what a model made of them (128)")
+    group.add_argument("--prefix-dir", metavar="DIR", help="keep it there when the server ends (default: nowhere)")
+    group.add_argument("--prefix-disk-mb", type=float, metavar="MB", help="what it takes there, of each model (1024)")
     _add_engine(parser)
 
 

@@ -18,6 +18,7 @@ from starlette.types import Scope
 from edgeship_runtime.model import Model, load
 from edgeship_runtime.server import chat, monitor, ollama, page, responses, text
 from edgeship_runtime.server.gate import Gate, error_response
+from edgeship_runtime.server.prefixes import remembering
 from edgeship_runtime.server.problems import RequestError
 from edgeship_runtime.server.scheduler import Scheduler
 from edgeship_runtime.server.service import Service
@@ -44,7 +45,8 @@ class Server:
         self.log = log or Log()
 
         def open_path(path: Path) -> Model:
-            return load(path, context=settings.context, threads=settings.threads, **settings.engine_options)
+            model = load(path, context=settings.context, threads=settings.threads, **settings.engine_options)
+            return remembering(model, settings, self.log)
 
         shelf = Shelf(
             dict(settings.artifacts),

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _LIMITS = (
     "memory_mb",
+    "prefix_memory_mb",
+    "prefix_disk_mb",
     "queue_limit",
     "requests_per_minute",
     "max_body",
@@ -68,6 +70,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         context=args.context,
         threads=args.threads,
         engine_options=engine_options(args),
+        prefix_dir=None if args.prefix_dir is None else Path(args.prefix_dir),
         **given,
     )
 

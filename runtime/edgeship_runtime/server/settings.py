@@ -26,6 +26,12 @@ class Settings:
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     memory_mb: float | None = None
     """Resident memory above which idle models are unloaded before another is loaded; None: models stay."""
+    prefix_memory_mb: float = 128.0
+    """For states of conversations that wait, of each model; 0: none are kept."""
+    prefix_dir: Path | None = None
+    """Where they outlive the server; None: nowhere."""
+    prefix_disk_mb: float = 1024.0
+    """What they take there, of each model."""
     queue_limit: int = 64
     """Requests that wait at most, the running one not counted."""
     timeout_s: float = 600.0
@@ -71,6 +77,9 @@ def check(settings: Settings) -> None:
     for name, least in low.items():
         if getattr(settings, name) < least:
             raise UsageError(f"--{name.replace('_', '-')}: expected at least {least}, found {getattr(settings, name)}")
+    for name in ("prefix_memory_mb", "prefix_disk_mb"):
+        if not 0 <= getattr(settings, name) < float("inf"):
+            raise UsageError(f"--{name.replace('_', '-')}: expected at least 0, found {getattr(settings, name)}")
     for name in ("timeout_s", "stuck_s", "grace_s"):
         if not 0 < getattr(settings, name) < float("inf"):
             raise UsageError(

@@ -27,7 +27,7 @@ _EPILOG = """example:
 
 exit codes: 0 done, 2 usage, 8 artifact, 9 disk or memory, 10 a package is missing, 11 context full,
 12 engine, 13 chat template, 14 verify failed, 15 nothing to verify against, 16 unfit machine,
-130 interrupted, 141 output closed, 1 a defect of edgeship.
+17 the service does not run, 130 interrupted, 141 output closed, 1 a defect of edgeship.
 EDGESHIP_DEBUG=1 shows where an error comes from."""
 
 
@@ -127,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_doctor(commands)
     _add_serve(commands)
+    _add_service(commands)
     return parser
 
 
@@ -224,11 +225,34 @@ def _add_doctor(commands: Any) -> None:
 def _add_serve(commands: Any) -> None:
     description = "answer OpenAI's and Ollama's clients over HTTP, on this machine unless told otherwise"
     parser = _command(commands, "serve", description, "serve artifacts/tiny-int4 --port 8080", artifacts="*")
+    parser.add_argument("--new-key", metavar="NAME", help="add a key to --api-key-file, print it once, and end")
+    _add_server(parser)
+
+
+def _add_service(commands: Any) -> None:
+    description = "serve artifacts as a systemd service of this user, started again when it fails"
+    parser: argparse.ArgumentParser = commands.add_parser("service", help=description, description=description)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    example = "service install artifacts/tiny-int4 --port 8080"
+    install = _command(actions, "install", "write the unit and start it", example, artifacts="*")
+    first = len(install._actions)
+    _add_server(install)
+    install.set_defaults(server_options=install._actions[first:])
+    install.add_argument("--print", action="store_true", help="show the unit; write and start nothing")
+    for name, text in (("uninstall", "end the service and remove its unit"), ("status", "say how the service is")):
+        example = f"example:\n  edgeship-runtime service {name}"
+        form = argparse.RawDescriptionHelpFormatter
+        actions.add_parser(name, help=text, description=text, epilog=example, formatter_class=form, allow_abbrev=False)
+    for each in actions.choices.values():
+        each.add_argument("--name", default="edgeship", help="of the service (%(default)s)")
+        each.add_argument("--json", action="store_true", help="print one object")
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; beyond loopback a key is needed")
     parser.add_argument("--port", type=int, default=8080, help="0 chooses one (%(default)s)")
     group = parser.add_argument_group("access")
     group.add_argument("--api-key-file", metavar="FILE", help="hashes of the keys that are let in")
-    group.add_argument("--new-key", metavar="NAME", help="add a key to that file, print it once, and end")
     group.add_argument("--requests-per-minute", type=int, metavar="N", help="of one client, 0: any number (600)")
     group = parser.add_argument_group("limits")
     group.add_argument("--memory-mb", type=float, metavar="MB", help="unload idle models above it (default: never)")

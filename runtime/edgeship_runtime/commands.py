@@ -315,3 +315,10 @@ def serve(args: argparse.Namespace) -> int:
     from edgeship_runtime.server.serve import serve as listen
 
     return listen(args)
+
+
+def service(args: argparse.Namespace) -> int:
+    """Install, remove or look at the service that serves artifacts."""
+    from edgeship_runtime.server.install import service as work
+
+    return work(args)

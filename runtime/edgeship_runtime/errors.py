@@ -92,6 +92,13 @@ class VerifyError(EdgeshipRuntimeError):
     kind = "verify"
 
 
+class ServiceError(EdgeshipRuntimeError):
+    """The service does not run, or the service manager does not do what it was asked."""
+
+    exit_code = 17
+    kind = "service"
+
+
 def missing_package(package: str, extra: str, wanted_for: str) -> DependencyError:
     """Return the error for an optional package that cannot be imported, with the pip command that installs it."""
     return DependencyError(

@@ -18,6 +18,7 @@ from starlette.types import Scope
 from edgeship_runtime.model import Model, load
 from edgeship_runtime.server import chat, monitor, ollama, page, responses, text
 from edgeship_runtime.server.gate import Gate, error_response
+from edgeship_runtime.server.notify import notify
 from edgeship_runtime.server.prefixes import remembering
 from edgeship_runtime.server.problems import RequestError
 from edgeship_runtime.server.scheduler import Scheduler
@@ -76,9 +77,11 @@ class Server:
         scheduler = self.service.scheduler
         scheduler.start()
         watcher = asyncio.create_task(self._watch())
+        notify("READY=1")
         try:
             yield
         finally:
+            notify("STOPPING=1")
             watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await watcher
@@ -89,6 +92,8 @@ class Server:
         while True:
             await asyncio.sleep(_WATCH_S)
             self.service.scheduler.look_after()
+            if self.service.scheduler.alive and not self.service.scheduler.stuck:
+                notify("WATCHDOG=1")  # a service manager that no longer hears it starts the server anew
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         """Log and count a finished request; a path that is no route's may hold anything and is not written."""

@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help exporters bench-exporters llamacpp export plan devices bundle wheel-llamacpp validate report run chat info verify recipes test test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan train clean
+.PHONY: help exporters bench-exporters llamacpp export plan devices bundle wheel-llamacpp validate report run chat info verify recipes test test-clients test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,15 @@ report: .venv/.run ## what regressed between validations
 test: .venv/.test ## the test suite (TESTS="..." for a part of it)
 	@$(BIN)/pytest --numprocesses auto $(TESTS)
 
+.cache/lm-eval/.installed: tests/runtime/server/lm_eval/requirements.txt constraints.txt
+	@echo "installing lm-eval into an environment of its own (800 MB, a minute or two)"
+	@$(BIN)/python -m venv .cache/lm-eval
+	@.cache/lm-eval/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
+	@touch $@
+
+test-clients: .venv/.test .venv/.llamacpp .cache/lm-eval/.installed ## the server with its real clients on both engines
+	@EDGESHIP_FUZZ=100 $(BIN)/pytest tests/runtime/server -k "test_clients or test_langchain or test_lm_eval or test_npm or test_openapi"
+
 # Far less than what the other tests need; `sudo make test-device TESTS="tests/device/test_validate.py -k pi5-ort"` is the
 # smallest whole path: four minutes from nothing.
 test-device: .venv/.device ## the whole path on emulated Raspberry Pis 4 and 5 (root; half an hour)
@@ -139,6 +148,9 @@ bench-fidelity: .venv/.test .venv/.llamacpp ## what each scheme loses, on a mode
 
 bench-plan: .venv/.test .venv/.llamacpp ## what plan expects of this machine beside what is measured
 	@$(BIN)/python tests/bench/compare_plan.py $(BENCH)
+
+bench-prefix: .venv/.test .venv/.llamacpp ## the second turn of a long chat beside the first, also after a restart: ARTIFACT=...
+	@$(BIN)/python tests/bench/compare_prefix.py $(wildcard $(ARTIFACT)/onnx $(ARTIFACT)/gguf) $(BENCH)
 
 train: .venv/.test ## train the embedded tiny model again (half an hour on two cores)
 	@$(BIN)/python -m edgeship.tiny.train --out $(OUT)/tiny-checkpoint

@@ -164,3 +164,9 @@ FIRST_MASK_SECONDS = 5e-3
 
 MASK_SECONDS = 1e-3
 """Of processor time: what a grammar adds to a token, with that vocabulary (measured: 0.00015)."""
+
+SERVED_LOGPROB = 1e-4
+"""Of a token's log probability: it goes through float32 and JSON."""
+
+SERVED_LOGPROB_AT_ONCE = 2e-2
+"""Likewise, where the engine alone runs the prompt at once: int4 kernels round that differently than token by token."""

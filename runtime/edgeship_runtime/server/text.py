@@ -142,6 +142,11 @@ def _continue(
         result = stream.result
     if ask.echo and not text:
         yield Part(index, model.tokenizer.decode(ids), scored(ids, 0))
+    if recorder is not None and not ask.nothing and result.finish_reason == "stop" and result.stop_string is None:
+        # Harnesses count on a score for every token asked for, the end token too.
+        ends = [recorder.at(place, token) for token in model.manifest.model.eos_token_ids]
+        likeliest = max(ends, key=lambda end: -np.inf if end.logprob is None else end.logprob)
+        yield Part(index, "", scored([likeliest.token], place))
     stats = replace(result.stats, tokens=0) if ask.nothing else result.stats
     yield End(index, "length" if ask.nothing else FINISH[result.finish_reason], stats)
 

@@ -13,6 +13,7 @@ import pytest
 
 from edgeship_runtime import load
 from served import COLD, HOT, Served, serving
+from tolerances import SERVED_LOGPROB_AT_ONCE
 
 openai = pytest.importorskip("openai")
 ollama = pytest.importorskip("ollama")
@@ -151,7 +152,7 @@ def test_openai_completion_with_echo_scores_every_token_as_the_model_does(
             logits = model.engine.evaluate(ids[:place]).astype(np.float64)
             expected.append(float(logits[ids[place]] - logits.max() - np.log(np.exp(logits - logits.max()).sum())))
     assert logprobs[0] is None
-    assert logprobs[1:] == pytest.approx(expected, abs=2e-2)
+    assert logprobs[1:] == pytest.approx(expected, abs=SERVED_LOGPROB_AT_ONCE)
     assert all(len(top) <= 2 for score in scores for top in score.top_logprobs if top)
 
 
@@ -164,6 +165,18 @@ def test_openai_completion_of_token_ids_in_batches_as_evaluation_harnesses_send_
     for choice in found.choices:
         assert choice.logprobs.token_logprobs[0] is None
         assert all(math.isfinite(value) for value in choice.logprobs.token_logprobs[1:])
+
+
+def test_openai_completion_scores_the_end_token_too_as_evaluation_harnesses_expect(client: Any, served: Served) -> None:
+    with load(served.server.settings.artifacts["tiny"], threads=1) as model:
+        ids = [*model.encode(model.render(HOT)), *model.encode(COLD)]
+    found = client.completions.create(model="tiny", prompt=ids, max_tokens=1, temperature=0, echo=True, logprobs=1)
+    scores = found.choices[0].logprobs
+    assert (found.choices[0].finish_reason, found.usage.completion_tokens) == ("stop", 0)
+    assert len(scores.tokens) == len(scores.token_logprobs) == len(scores.top_logprobs) == len(ids) + 1
+    assert scores.token_logprobs[-1] == max(scores.top_logprobs[-1].values())
+    assert math.exp(scores.token_logprobs[-1]) > 0.5
+    assert scores.text_offset[-1] == len(found.choices[0].text)
 
 
 def test_openai_responses(client: Any) -> None:

@@ -11,7 +11,10 @@ import typer
 from edgeship.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgeship.device import Device
+    from edgeship.ship.archive import Kind
     from edgeship.ship.bundle import Bundle
+    from edgeship.ship.web_bundle import WebBundle
 
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object; errors too.")]
 DeviceName = Annotated[
@@ -40,25 +43,47 @@ def bundle(
         bool, typer.Option("--no-model", help="Leave the artifact out: runtime and engine only.")
     ] = False,
     archive: Annotated[str, typer.Option(metavar="KIND", help="gz, zst or none.")] = "gz",
+    app: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For a browser: an app that was built; else npm builds it, once."),
+    ] = None,
+    split: Annotated[
+        bool,
+        typer.Option("--split", help="For a browser: parts of 8 MiB as files, for hosts that limit sizes."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a folder and an archive that install an artifact on a device without a network.
 
-    Same inputs, same bytes. On the device: sh install.sh
+    Same inputs, same bytes. On the device: sh install.sh. For the device phone-web it is a static site instead, which
+    `edgeship serve-web` or any https host serves, and which runs offline once it is installed.
     """
     from edgeship import catalog
     from edgeship.progress import progress_for
-    from edgeship.ship.archive import KINDS, Kind
+    from edgeship.ship.archive import KINDS
     from edgeship.ship.bundle import make_bundle
+    from edgeship.ship.web_bundle import BROWSER
 
     if artifact is None and not no_model:
         raise UsageError("expected an artifact, found none.", hint="give its directory, or --no-model")
     kinds: dict[str, Kind | None] = {"none": None, **{kind: kind for kind in KINDS}}
     if archive not in kinds:
         raise UsageError(f"--archive: expected gz, zst or none, found {archive[:40]!r}.", hint="gz opens everywhere")
+    profile = catalog.find_device(device)
+    if profile.os == BROWSER:
+        if artifact is None or no_model or wheels is not None:
+            hint = "give the artifact's directory, without --no-model and --wheels"
+            raise UsageError(f"{profile.name}: a site holds an artifact, and no wheels.", hint=hint)
+        _bundle_web(artifact, profile, engine, out, app, kinds[archive], split=split, as_json=as_json)
+        return
+    if app is not None or split:
+        option = "--app" if app is not None else "--split"
+        raise UsageError(
+            f"{option} is for bundles for a browser, and {profile.name} is none.", hint="--device phone-web"
+        )
     made = make_bundle(
         artifact,
-        catalog.find_device(device),
+        profile,
         engine,
         out,
         wheels=wheels,
@@ -70,6 +95,40 @@ def bundle(
         print(json.dumps(made.to_json(), indent=2))
     else:
         _show(made)
+
+
+def _bundle_web(
+    artifact: Path,
+    device: Device,
+    engine: str | None,
+    out: Path,
+    app: Path | None,
+    kind: Kind | None,
+    *,
+    split: bool,
+    as_json: bool,
+) -> None:
+    from edgeship.progress import progress_for
+    from edgeship.ship.web_bundle import make_web_bundle
+
+    progress = progress_for(quiet=as_json)
+    made = make_web_bundle(artifact, device, engine, out, app=app, split=split, kind=kind, progress=progress)
+    if as_json:
+        print(json.dumps(made.to_json(), indent=2))
+    else:
+        _show_web(made)
+
+
+def _show_web(made: WebBundle) -> None:
+    from edgeship import show
+    from edgeship.sizes import format_size
+
+    sizes = [(name, format_size(size)) for name, size in made.sizes.items()]
+    rows = [("site", str(made.path)), ("for", f"{made.device}, {made.engine}")]
+    if made.archive:
+        rows.append(("archive", f"{made.archive}, {format_size(made.archive.stat().st_size)}"))
+    rows += [("npm audit", made.audit), ("try it", f"edgeship serve-web {made.path} --https")]
+    show.show([show.Table("", ("part", ">size"), [*sizes, ("all", format_size(made.size))]), show.Table("", (), rows)])
 
 
 def _show(made: Bundle) -> None:

@@ -91,6 +91,9 @@ def validate(
     from edgeship.ship.validate import validate as run
 
     profile = catalog.find_device(device)
+    if profile.os == "browser":
+        hint = "edgeship bundle ARTIFACT --device phone-web, then edgeship serve-web BUNDLE: the page sends its verdict"
+        raise UsageError(f"{profile.name}: a browser is validated by the page itself", hint=hint)
     options = Options(
         device=profile,
         repeats=repeats,

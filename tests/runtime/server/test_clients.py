@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgeship_runtime import load
+from scripted import saying
 from served import COLD, HOT, Served, serving
 from tolerances import SERVED_LOGPROB_AT_ONCE
 
@@ -77,12 +79,15 @@ def test_openai_stop_and_seed(client: Any) -> None:
     assert len(texts) == 1
 
 
-def test_openai_chat_logprobs_are_those_of_the_tokens(client: Any) -> None:
-    found = client.chat.completions.create(
-        model="tiny", messages=HOT, temperature=0, logprobs=True, top_logprobs=3, max_tokens=5
-    )
-    scores = found.choices[0].logprobs.content
-    assert "".join(score.token for score in scores) == found.choices[0].message.content
+@pytest.mark.parametrize("stream", [False, True])
+def test_openai_chat_logprobs_are_those_of_the_tokens(client: Any, stream: bool) -> None:
+    asked = {"model": "tiny", "messages": HOT, "temperature": 0, "max_tokens": 5}
+    found = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3, stream=stream)
+    choices = [chunk.choices[0] for chunk in found] if stream else [found.choices[0]]
+    scores = [score for choice in choices if choice.logprobs for score in choice.logprobs.content]
+    said = [choice.delta if stream else choice.message for choice in choices]
+    assert "".join(score.token for score in scores) == "".join(each.content or "" for each in said)
+    assert len(scores) == 5
     for score in scores:
         assert len(score.top_logprobs) == 3
         assert score.logprob == score.top_logprobs[0].logprob <= 0
@@ -114,7 +119,8 @@ def test_openai_tool_call_of_a_named_tool_is_valid_and_its_result_is_taken_back(
     assert after.usage.completion_tokens >= 1
 
 
-def test_openai_json_schema(client: Any) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_openai_json_schema(client: Any, stream: bool) -> None:
     pytest.importorskip("llguidance")
     schema = {
         "type": "object",
@@ -123,8 +129,13 @@ def test_openai_json_schema(client: Any) -> None:
         "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
-    found = client.chat.completions.create(model="tiny", messages=HOT, response_format=form, max_tokens=60, seed=1)
-    jsonschema.validate(json.loads(found.choices[0].message.content), schema)
+    asked = {"model": "tiny", "messages": HOT, "response_format": form, "max_tokens": 60, "seed": 1}
+    found = client.chat.completions.create(**asked, stream=stream)
+    if stream:
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in found)
+    else:
+        text = found.choices[0].message.content
+    jsonschema.validate(json.loads(text), schema)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -262,12 +273,14 @@ def test_ollama_names_and_errors(other: Any) -> None:
         other.chat("tiny", messages=[{"role": "user", "content": "a", "images": [b"abcd"]}])
 
 
-def test_ollama_format_is_a_schema(other: Any) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_ollama_format_is_a_schema(other: Any, stream: bool) -> None:
     pytest.importorskip("llguidance")
     members = {"a": {"type": "boolean"}}
     schema = {"type": "object", "properties": members, "required": ["a"], "additionalProperties": False}
-    found = other.chat("tiny", messages=HOT, format=schema, options={"num_predict": 60, "seed": 2})
-    jsonschema.validate(json.loads(found.message.content), schema)
+    found = other.chat("tiny", messages=HOT, format=schema, options={"num_predict": 60, "seed": 2}, stream=stream)
+    text = "".join(part.message.content or "" for part in (found if stream else [found]))
+    jsonschema.validate(json.loads(text), schema)
 
 
 def test_embeddings_of_an_encoder_equal_the_models_own(tmp_path: Path) -> None:
@@ -285,19 +298,49 @@ def test_embeddings_of_an_encoder_equal_the_models_own(tmp_path: Path) -> None:
         np.testing.assert_allclose(other.embeddings, expected, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served, None, None]:
+    """A server of a model that thinks, says something and calls a tool twice."""
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+    said = f"<think>\nfirst\n</think>\n\nLet me look.\n{call}\n{call}"
+    with serving({"tiny": tmp_path_factory.mktemp("none")}, open_model=lambda path: saying(said)) as running:
+        yield running
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_langchain(served: Served, stream: bool) -> None:
-    langchain = pytest.importorskip("langchain_openai")
-    chat = langchain.ChatOpenAI(
-        base_url=f"{served.url}/v1", api_key="none", model="tiny", temperature=0, max_retries=0, stream_usage=True
-    )
-    said = HOT[0]["content"]
+def test_openai_gets_thought_text_and_tool_calls(scripted: Served, stream: bool) -> None:
+    client = openai.OpenAI(base_url=f"{scripted.url}/v1", api_key="none", max_retries=0, timeout=30)
+    asked = {"model": "tiny", "messages": HOT, "tools": [WEATHER], "max_tokens": 400}
     if stream:
-        chunks = list(chat.stream(said))
-        assert "".join(chunk.content for chunk in chunks) == COLD
-        assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) == 7
+        with client.chat.completions.stream(**asked) as events:
+            thought = "".join(
+                event.chunk.choices[0].delta.reasoning_content or ""
+                for event in events
+                if event.type == "chunk" and hasattr(event.chunk.choices[0].delta, "reasoning_content")
+            )
+            found = events.get_final_completion()
     else:
-        found = chat.invoke(said)
-        assert found.content == COLD
-        assert found.response_metadata["finish_reason"] == "stop"
-        assert found.usage_metadata["output_tokens"] == 7
+        found = client.chat.completions.create(**asked)
+        thought = found.choices[0].message.reasoning_content
+    message = found.choices[0].message
+    assert (thought, message.content, found.choices[0].finish_reason) == ("first", "Let me look.", "tool_calls")
+    assert [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls] == [
+        ("weather", {"city": "Ulm"})
+    ] * 2
+    assert len({call.id for call in message.tool_calls}) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_ollama_gets_thought_text_and_tool_calls(scripted: Served, stream: bool) -> None:
+    client = ollama.Client(host=scripted.url, timeout=30)
+    options = {"num_predict": 400}
+    found = client.chat("tiny", messages=HOT, tools=[WEATHER], think=True, options=options, stream=stream)
+    messages = [part.message for part in (found if stream else [found])]
+    assert "".join(message.thinking or "" for message in messages) == "first"
+    assert "".join(message.content or "" for message in messages) == "Let me look."
+    calls = [call.function for message in messages for call in message.tool_calls or ()]
+    assert [(call.name, call.arguments) for call in calls] == [("weather", {"city": "Ulm"})] * 2
+    # Its messages go back as they came, with the tool's answer.
+    said = {"role": "assistant", "content": "", "tool_calls": [{"function": dict(calls[0])}]}
+    answer = {"role": "tool", "tool_name": "weather", "content": "warm"}
+    assert client.chat("tiny", messages=[*HOT, said, answer], options={"num_predict": 2}).done

@@ -177,6 +177,8 @@ def _health(service: Service) -> Callable[[Request], Response]:
     def route(request: Request) -> Response:
         request.scope["edgeship.route"] = "/health"
         found = monitor.health(service)
+        if service.settings.keys and "edgeship.holder" not in request.scope:
+            found = {"status": found["status"]}  # names and figures are for those who have a key
         return JSONResponse(found, status_code=503 if found["status"] == "unhealthy" else 200)
 
     return route

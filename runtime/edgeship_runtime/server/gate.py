@@ -101,7 +101,7 @@ class Gate:
             given = headers.get("authorization", "")
             name = holder(self._settings.keys, given[7:].strip()) if given[:7].lower() == "bearer " else None
             if name is not None:
-                scope["edgeship.client"] = name
+                scope["edgeship.client"] = scope["edgeship.holder"] = name
             elif scope["path"] not in _OPEN and not scope["path"].startswith("/page/"):
                 self._rate.take(address)
                 raise RequestError("an API key is needed", status=401, code="invalid_api_key")

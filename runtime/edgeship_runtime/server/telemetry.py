@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from edgeship_runtime.board import read_board
 from edgeship_runtime.errors import missing_package
 
 _KEPT = 200  # answers that the averages are over
+_LAST = 50  # requests that the share of failures is over
 _BOARD_S = 5.0  # seconds that a reading of the board's sensors serves
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _SPEEDS = (0.5, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
@@ -89,6 +90,7 @@ class Telemetry:
         self._prometheus = prometheus
         self.registry = registry = prometheus.CollectorRegistry()
         self._samples: deque[Sample] = deque(maxlen=_KEPT)
+        self._failed: deque[bool] = deque(maxlen=_LAST)
         self._lock = threading.Lock()
         self._board: tuple[float, dict[str, Any]] = (-1e9, {})
         self.started = time.time()
@@ -117,18 +119,20 @@ class Telemetry:
         )
 
     def watch(self, name: str, text: str, read: Callable[[], float | None]) -> None:
-        """Add a gauge that is read when the metrics are; None is shown as NaN."""
-        gauge = self._prometheus.Gauge("edgeship_" + name, text, registry=self.registry)
-
-        def value() -> float:
-            found = read()
-            return float("nan") if found is None else found
-
-        gauge.set_function(value)
+        """Add a gauge that is read when the metrics are, and left out while it is None."""
+        self.registry.register(_Gauge(self._prometheus, "edgeship_" + name, text, read))
 
     def request(self, route: str, status: int) -> None:
         """Count a request."""
         self._requests.labels(route, str(status)).inc()
+        if route.startswith(("/v1/", "/api/")):
+            with self._lock:
+                self._failed.append(500 <= status < 600)
+
+    def failures(self) -> tuple[int, int]:
+        """How many of the last requests failed, and of how many."""
+        with self._lock:
+            return sum(self._failed), len(self._failed)
 
     def answer(self, model: str, sample: Sample) -> None:
         """Count an answer."""
@@ -163,13 +167,39 @@ class Telemetry:
         }
 
     def board(self) -> dict[str, Any]:
-        """Temperature in degrees Celsius and what throttles the board; None where it does not tell. Blocks a while."""
+        """Temperature in degrees Celsius, what throttles the board, memory in MB of 10^6 bytes; blocks a while.
+
+        None for what the board does not tell.
+        """
         then, found = self._board
         if time.monotonic() - then > _BOARD_S:
             board = read_board()
-            found = {"temperature_c": board.temperature_c, "throttled": board.throttled}
+            found = {
+                "temperature_c": board.temperature_c,
+                "throttled": board.throttled,
+                "ram_mb": board.ram_bytes and round(board.ram_bytes / 1e6, 1),
+                "ram_free_mb": board.ram_free_bytes and round(board.ram_free_bytes / 1e6, 1),
+            }
             self._board = (time.monotonic(), found)
         return found
+
+
+class _Gauge:
+    """A collector of one gauge."""
+
+    def __init__(self, prometheus: Any, name: str, text: str, read: Callable[[], float | None]) -> None:
+        self._family = prometheus.metrics_core.GaugeMetricFamily
+        self._name, self._text, self._read = name, text, read
+
+    def describe(self) -> list[Any]:
+        """The gauge's name, for the registry, without reading it."""
+        return [self._family(self._name, self._text)]
+
+    def collect(self) -> Iterator[Any]:
+        """The gauge, where it has a value."""
+        value = self._read()
+        if value is not None:
+            yield self._family(self._name, self._text, value=value)
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -1,0 +1,157 @@
+import { backends, lookAround, usualThreads, type Browser } from "./browser";
+import { Client } from "./client";
+import { AppError } from "./errors";
+import type { InstallProgress } from "./install";
+import type { Loaded, LoadOptions, Verdict, BenchReport } from "./protocol";
+import { parseSite, type Backend, type Site } from "./site";
+
+export type Phase = "absent" | "partial" | "installed" | "update";
+
+interface Settings {
+  backend: Backend | null;
+  threads: number | null;
+  context: number | null;
+  temperature: number | null;
+}
+
+const SETTINGS = "edgeship-settings";
+
+/** What the page knows: the site, what is installed of it, the worker, and the person's choices. */
+export class App {
+  readonly base = new URL(".", location.href).href.replace(/[?#].*$/, "");
+  readonly client = new Client(this.base);
+  /** The site that the host has; null where it cannot be reached. */
+  site: Site | null = null;
+  siteJson = "";
+  installed: Site | null = null;
+  storedBytes = 0;
+  verdict: Verdict | null = null;
+  bench: BenchReport | null = null;
+  readonly settings: Settings;
+  private readonly listeners: (() => void)[] = [];
+
+  private constructor(readonly browser: Browser) {
+    this.settings = readSettings();
+  }
+
+  static async start(): Promise<App> {
+    const app = new App(await lookAround());
+    await app.refresh();
+    return app;
+  }
+
+  /** Called whenever something here has changed. */
+  onChange(listener: () => void): void {
+    this.listeners.push(listener);
+  }
+
+  changed(): void {
+    for (const listener of this.listeners) listener();
+  }
+
+  /** Ask the host and the store again. */
+  async refresh(): Promise<void> {
+    const answer = await fetch(new URL("site.json", this.base), { cache: "no-cache" }).catch(() => null);
+    if (answer?.ok) {
+      this.siteJson = await answer.text();
+      this.site = parseSite(this.siteJson);
+    }
+    const state = await this.client.call("state", [this.site]);
+    this.installed = state.installed;
+    this.storedBytes = state.storedBytes;
+    if (!this.site && !this.installed) {
+      throw new AppError("The site has no site.json, or there is no connection.", "Open the page again when its host can be reached.");
+    }
+    this.changed();
+  }
+
+  get phase(): Phase {
+    if (this.installed) return this.site && this.site.digest !== this.installed.digest ? "update" : "installed";
+    return this.storedBytes ? "partial" : "absent";
+  }
+
+  /** The site that is used: what is installed, else what the host has. */
+  get model(): Site {
+    return (this.installed ?? this.site)!;
+  }
+
+  get backends(): Backend[] {
+    return backends(this.browser, this.model.engine);
+  }
+
+  get loadOptions(): LoadOptions {
+    const { backend, threads, context } = this.settings;
+    const known = backend && this.backends.includes(backend) ? backend : this.backends[0]!;
+    return { backend: known, threads: this.browser.isolated ? (threads ?? usualThreads(this.browser)) : 1, context };
+  }
+
+  /** Bring the model here; a download that was cut goes on. */
+  async install(progress: (value: InstallProgress) => void): Promise<void> {
+    if (!this.site) throw new AppError("There is no connection to the site.", "What has arrived is kept: press Resume when it is back.");
+    await navigator.storage.persist?.().catch(() => false); // so that the browser does not clear it when space is short
+    try {
+      await this.client.call("install", [this.siteJson, this.backends], progress as (value: never) => void);
+    } finally {
+      await this.refresh();
+    }
+    this.client.restart();
+    this.changed();
+  }
+
+  async remove(): Promise<void> {
+    this.client.restart();
+    await this.client.call("remove", []);
+    await caches.delete("engines");
+    this.verdict = this.bench = null;
+    await this.refresh();
+  }
+
+  async load(options: Partial<LoadOptions> = {}): Promise<Loaded> {
+    const wanted = { ...this.loadOptions, ...options };
+    if (wanted.backend === "webgpu" && !this.backends.includes("webgpu")) {
+      throw new AppError("This browser has no WebGPU adapter for this model.", "Choose the WASM backend in Settings.");
+    }
+    if (wanted.threads > 1 && !this.browser.isolated) {
+      throw new AppError(
+        "Threads need SharedArrayBuffer, which this page does not have.",
+        "Choose one thread, or serve the page with the headers Cross-Origin-Opener-Policy and Cross-Origin-Embedder-Policy.",
+      );
+    }
+    const loaded = await this.client.load(wanted);
+    this.changed();
+    return loaded;
+  }
+
+  choose(settings: Partial<Settings>): void {
+    Object.assign(this.settings, settings);
+    try {
+      localStorage.setItem(SETTINGS, JSON.stringify(this.settings));
+    } catch {
+      // Without storage the choice holds until the page is closed.
+    }
+    this.changed();
+  }
+}
+
+/** What was chosen before; the page's address comes first. */
+function readSettings(): Settings {
+  let kept: Record<string, unknown> = {};
+  try {
+    kept = (JSON.parse(localStorage.getItem(SETTINGS) ?? "{}") ?? {}) as Record<string, unknown>;
+  } catch {
+    // As on the first day.
+  }
+  const asked = new URLSearchParams(location.search);
+  const pick = (name: string) => asked.get(name) ?? kept[name] ?? null;
+  const number = (name: string, least: number) => {
+    const value = pick(name);
+    return value !== null && value !== "" && Number(value) >= least ? Number(value) : null;
+  };
+  const backend = pick("backend");
+  return {
+    backend: backend === "wasm" || backend === "webgpu" ? backend : null,
+    threads: number("threads", 1),
+    context: number("context", 16),
+    temperature: number("temperature", 0),
+  };
+}

@@ -1,0 +1,251 @@
+import type { InferenceSession, Tensor } from "onnxruntime-web";
+import type * as Ort from "onnxruntime-web";
+
+import { breathe, type Answer, type AnswerOptions, type Engine, type FinishReason, type Scores } from "./engine";
+import { AppError, asAppError } from "./errors";
+import { GrowingCache, SharedCache, type Cache } from "./kv";
+import type { Manifest } from "./manifest";
+import { largest, Sampler } from "./sampling";
+import type { Backend } from "./site";
+
+/** Tokens of a prompt per run, as edgeship_runtime.engines.ort.CHUNK. */
+const CHUNK = 128;
+
+export interface OnnxFiles {
+  readonly model: Blob;
+  /** External data by the name that the graph gives it. */
+  readonly data: Readonly<Record<string, Blob>>;
+}
+
+export interface OnnxOptions {
+  readonly backend: Backend;
+  readonly threads: number;
+  readonly context: number;
+  /** Folder of the engine's files. */
+  readonly base: URL;
+}
+
+/** Load an ONNX artifact; AppError where the browser, the graph or the memory does not allow it. */
+export async function openOnnx(files: OnnxFiles, manifest: Manifest, options: OnnxOptions): Promise<Engine> {
+  const ort = await loadOrt(options);
+  const data = Object.entries(files.data).map(([path, blob]) => ({ path, data: blob }));
+  const gpu = options.backend === "webgpu";
+  let session: InferenceSession;
+  try {
+    session = await ort.InferenceSession.create(new Uint8Array(await files.model.arrayBuffer()), {
+      executionProviders: [gpu ? "webgpu" : "wasm"],
+      externalData: data,
+      graphOptimizationLevel: "all",
+      enableMemPattern: false, // patterns are kept per shape, and every token has another
+      logSeverityLevel: 3,
+    });
+  } catch (cause) {
+    const error = asAppError(cause);
+    const hint = gpu ? "Choose the WASM backend in Settings." : error.hint;
+    throw new AppError(`onnxruntime-web cannot load the model: ${error.message}`, hint);
+  }
+  const cache = gpu ? await SharedCache.create(ort, session, manifest, options.context) : new GrowingCache(ort, session, manifest);
+  return new OnnxEngine(ort, session, manifest, cache, options);
+}
+
+/** onnxruntime-web's own files, of the build that the backend needs; see scripts/finish.mjs. */
+async function loadOrt(options: OnnxOptions): Promise<typeof Ort> {
+  const build = options.backend === "wasm" ? "" : "Suspending" in WebAssembly ? ".jspi" : ".asyncify";
+  const loader = { "": "ort.wasm.min.mjs", ".jspi": "ort.jspi.min.mjs", ".asyncify": "ort.webgpu.min.mjs" }[build];
+  const ort = (await import(/* @vite-ignore */ new URL(loader!, options.base).href)) as typeof Ort;
+  const wasm = new URL(`ort-wasm-simd-threaded${build}.wasm`, options.base).href;
+  ort.env.wasm.wasmPaths = { wasm, mjs: wasm.replace(/\.wasm$/, ".mjs") };
+  ort.env.wasm.numThreads = options.threads;
+  ort.env.wasm.proxy = false; // this is a worker already
+  return ort;
+}
+
+class OnnxEngine implements Engine {
+  readonly name: string;
+  readonly kernels: string;
+  readonly threads: number;
+  readonly context: number;
+  private tokens: number[] = [];
+  private readonly allLogits: boolean;
+
+  constructor(
+    private readonly ort: typeof Ort,
+    private readonly session: InferenceSession,
+    private readonly manifest: Manifest,
+    private readonly cache: Cache,
+    options: OnnxOptions,
+  ) {
+    this.name = `onnxruntime-web ${ort.env.versions.web ?? ort.env.versions.common}`;
+    this.kernels = options.backend === "webgpu" ? `webgpu ${cache.type}` : "wasm-simd fp32";
+    this.threads = options.backend === "webgpu" ? 1 : (ort.env.wasm.numThreads ?? 1);
+    this.context = options.context;
+    checkGraph(session, manifest);
+    const logits = session.outputMetadata.find((each) => each.name === "logits");
+    this.allLogits = !(logits?.isTensor && logits.shape[1] === 1);
+  }
+
+  async answer(prompt: readonly number[], options: AnswerOptions, give: (id: number) => void, stopped: () => boolean): Promise<Answer> {
+    const start = performance.now();
+    const cached = await this.keep(prompt);
+    const sampler = new Sampler(options.sampling, prompt);
+    const ends = new Set(options.endIds);
+    const ids: number[] = [];
+    let finish: FinishReason = "length";
+    let logits = await this.evaluate(prompt.slice(cached), stopped);
+    const prefilled = performance.now();
+    let first = 0;
+    let steps = 0;
+    while (true) {
+      if (!logits || stopped()) {
+        finish = "cancelled";
+        break;
+      }
+      const id = sampler.choose(logits);
+      first ||= performance.now();
+      if (ends.has(id)) {
+        finish = "stop";
+        break;
+      }
+      ids.push(id);
+      give(id);
+      if (ids.length >= options.maxTokens) break;
+      if (this.tokens.length >= this.context) {
+        finish = "context";
+        break;
+      }
+      logits = await this.evaluate([id], stopped);
+      if (logits) steps++;
+    }
+    const end = performance.now();
+    const stats = {
+      promptTokens: prompt.length,
+      cachedTokens: cached,
+      tokens: ids.length,
+      ttft: ((first || end) - start) / 1000,
+      prefill: (prefilled - start) / 1000,
+      decode: (end - (first || end)) / 1000,
+      steps,
+    };
+    return { ids, finish, stats };
+  }
+
+  async scores(tokens: readonly number[]): Promise<Scores> {
+    const logits = await this.logits(tokens);
+    const best = largest(logits);
+    let sum = 0;
+    for (const value of logits) sum += Math.exp(value - logits[best]!);
+    return { best, kind: "logits", score: (id) => logits[id] ?? null, logSum: logits[best]! + Math.log(sum) };
+  }
+
+  async logits(ids: readonly number[]): Promise<Float32Array> {
+    const kept = await this.keep(ids);
+    return (await this.evaluate(ids.slice(kept), () => false))!;
+  }
+
+  async forget(): Promise<void> {
+    this.tokens = [];
+    await this.cache.truncate(0);
+  }
+
+  async close(): Promise<void> {
+    await this.cache.truncate(0);
+    await this.session.release();
+  }
+
+  /** Keep what the cache and `prompt` begin with alike, at least one token left to evaluate; its length. */
+  private async keep(prompt: readonly number[]): Promise<number> {
+    if (!prompt.length) throw new AppError("there are no tokens to evaluate");
+    const bad = prompt.find((id) => !(Number.isInteger(id) && id >= 0 && id < this.manifest.vocabSize));
+    // The graph's GatherBlockQuantized would read past its table without a word.
+    if (bad !== undefined) throw new AppError(`token id ${bad} is outside the vocabulary of ${this.manifest.vocabSize}`);
+    if (prompt.length > this.context) {
+      throw new AppError(
+        `The conversation has ${prompt.length} tokens and the context is ${this.context}.`,
+        "Start a new chat, or choose a larger context in Settings.",
+      );
+    }
+    let same = 0;
+    while (same < this.tokens.length && same < prompt.length - 1 && this.tokens[same] === prompt[same]) same++;
+    if (same < this.tokens.length) {
+      this.tokens.length = same;
+      await this.cache.truncate(same);
+    }
+    return same;
+  }
+
+  /** Append ids to the cache, a chunk at a time; logits [vocab] after the last, null when stopped between chunks. */
+  private async evaluate(ids: readonly number[], stopped: () => boolean): Promise<Float32Array | null> {
+    let logits: Float32Array | null = null;
+    for (let start = 0; start < ids.length; start += CHUNK) {
+      const chunk = ids.slice(start, start + CHUNK);
+      const last = start + CHUNK >= ids.length;
+      logits = await this.run(chunk, last);
+      this.tokens.push(...chunk);
+      await breathe();
+      if (stopped() && !last) return null;
+    }
+    return logits;
+  }
+
+  private async run(ids: readonly number[], wanted: boolean): Promise<Float32Array | null> {
+    const { ort } = this;
+    const total = this.tokens.length + ids.length;
+    const feeds: Record<string, Tensor> = {
+      ...this.cache.feeds(),
+      input_ids: new ort.Tensor("int64", BigInt64Array.from(ids, BigInt), [1, ids.length]),
+      attention_mask: new ort.Tensor("int64", new BigInt64Array(total).fill(1n), [1, total]),
+    };
+    if (this.session.inputNames.includes("position_ids")) {
+      const places = BigInt64Array.from(ids, (_, place) => BigInt(this.tokens.length + place));
+      feeds.position_ids = new ort.Tensor("int64", places, [1, ids.length]);
+    }
+    try {
+      const results = await this.session.run(feeds, this.cache.fetches());
+      await this.cache.advance(results, total);
+      return wanted ? await this.lastRow(results.logits!) : null;
+    } catch (cause) {
+      const error = asAppError(cause);
+      throw new AppError(`onnxruntime-web could not run the model: ${error.message}`, error.hint);
+    }
+  }
+
+  private async lastRow(logits: Tensor): Promise<Float32Array> {
+    const data = (await logits.getData()) as Float32Array | Uint16Array;
+    const size = this.manifest.vocabSize;
+    const start = this.allLogits ? data.length - size : 0;
+    const row = data.subarray(start, start + size);
+    const numbers = logits.type === "float16" && row instanceof Uint16Array ? Float32Array.from(row, halfToFloat) : Float32Array.from(row);
+    logits.dispose();
+    return numbers;
+  }
+}
+
+/** An IEEE half, given as its bits. */
+function halfToFloat(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 31;
+  const fraction = bits & 1023;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
+}
+
+/** The graph's inputs and outputs against the manifest, as edgeship_runtime.engines.ort does. */
+function checkGraph(session: InferenceSession, manifest: Manifest): void {
+  const wanted = ["input_ids", "attention_mask"];
+  const given = ["logits"];
+  for (let layer = 0; layer < manifest.layers; layer++) {
+    wanted.push(`past_key_values.${layer}.key`, `past_key_values.${layer}.value`);
+    given.push(`present.${layer}.key`, `present.${layer}.value`);
+  }
+  const missing = [
+    ...wanted.filter((name) => !session.inputNames.includes(name)),
+    ...given.filter((name) => !session.outputNames.includes(name)),
+  ];
+  const foreign = session.inputNames.filter((name) => !wanted.includes(name) && name !== "position_ids");
+  if (missing.length || foreign.length) {
+    throw new AppError(
+      `the graph is not the one that the artifact describes: missing ${missing.slice(0, 3).join(", ") || "nothing"}, not known ${foreign.slice(0, 3).join(", ") || "nothing"}`,
+      "Export the artifact again.",
+    );
+  }
+}

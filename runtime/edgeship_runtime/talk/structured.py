@@ -19,17 +19,20 @@ from numpy.typing import NDArray
 from edgeship_runtime.chat import plain
 from edgeship_runtime.errors import EngineError, UsageError, missing_package
 from edgeship_runtime.strict import show
+from edgeship_runtime.talk.schema import exact
 
 if TYPE_CHECKING:
     import llguidance
 
     from edgeship_runtime.model import Model
+    from edgeship_runtime.tokens import TextTokens
 
 MAX_GRAMMAR = 1 << 18
 """Characters of a schema or regular expression."""
 MAX_CALLS = 16
 """Calls of an answer that must call; a small model may know no end."""
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 _FORMATS = "text, json_object, json_schema and regex"
 
 
@@ -61,8 +64,8 @@ def format_rule(response_format: Mapping[str, Any] | None) -> str | None:
 
 
 def json_rule(schema: Mapping[str, Any] | bool) -> str:
-    """The rule for JSON that a schema describes; raises UsageError for a schema that is no plain data or too long."""
-    members = {} if schema is True else {"not": {}} if schema is False else plain(schema, "schema")
+    """The rule for JSON that a schema describes; raises UsageError for one that is too long or cannot be enforced."""
+    members = {} if schema is True else {"anyOf": []} if schema is False else exact(plain(schema, "schema"))
     try:
         text = json.dumps(members | {"x-guidance": _SPACING}, allow_nan=False)
     except ValueError as error:
@@ -140,8 +143,11 @@ class Matcher:
         return UsageError(f"the answer cannot be kept to what was asked for: {self._reason()}", hint=hint)
 
     def _reason(self) -> str:
-        """llguidance's reason, without the state of its parser."""
-        return " ".join(str(self._inner.get_error()).partition("<state>")[0].split("\n")[0].split())[:300]
+        """llguidance's reason, without the state of its parser and the place in our grammar."""
+        first, *rest = str(self._inner.get_error()).partition("<state>")[0].split("\n")
+        # What is wrong with an expression comes after a drawing of several lines.
+        rest = [line.removeprefix("error: ") for line in rest if line.startswith("error: ")]
+        return _PLACE.sub("", " ".join(" ".join([first, *rest]).split()))[:300]
 
 
 class _Vocabulary:
@@ -160,7 +166,7 @@ class _Vocabulary:
         return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
 
 
-_known: WeakKeyDictionary[Model, llguidance.LLTokenizer] = WeakKeyDictionary()
+_known: WeakKeyDictionary[TextTokens, llguidance.LLTokenizer] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -171,7 +177,7 @@ def _vocabulary(model: Model) -> llguidance.LLTokenizer:
     except ImportError:
         raise missing_package("llguidance", "structured", "an answer of a given form") from None
     with _lock:
-        found = _known.get(model)
+        found = _known.get(model.tokenizer)
         if found is None:
             size, ends = model.engine.vocab_size, list(model.manifest.model.eos_token_ids)
             if not ends:
@@ -182,5 +188,7 @@ def _vocabulary(model: Model) -> llguidance.LLTokenizer:
                 padded = [*spelled, *[b""] * (size - len(spelled))][:size]
                 spelled = cast(Any, _Vocabulary(padded, ends[0], model.tokenizer.encode))
             slices = llguidance.LLTokenizer.json_slices()
-            found = _known[model] = llguidance.LLTokenizer(spelled, n_vocab=size, eos_token=ends, slices=slices)
+            found = _known[model.tokenizer] = llguidance.LLTokenizer(
+                spelled, n_vocab=size, eos_token=ends, slices=slices
+            )
         return found

@@ -5,8 +5,10 @@ from __future__ import annotations
 import builtins
 import json
 import random
+import re
 import time
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,50 +17,25 @@ import jsonschema
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import tolerances
-from edgeship_runtime.errors import DependencyError, EngineError
+from edgeship_runtime.errors import DependencyError, EngineError, UsageError
 from edgeship_runtime.model import Model
 from edgeship_runtime.talk import converse
+from edgeship_runtime.talk.schema import exact
 from edgeship_runtime.talk.structured import Matcher, grammar, json_rule
 from edgeship_runtime.tokens import Tokenizer, read_tokenizer
+from random_schemas import random_schema, validate
 from scripted import USER, Engine, model_of, saying, tokenizer
 from toy_artifact import VOCAB
 
 QWEN = Path(__file__).resolve().parents[3].parent / "shared" / "qwen2-tokenizer" / "tokenizer.json"
 ROWS = 151_936  # of Qwen2.5's and Qwen3's tables
 SCHEMAS = 1000
-
-
-def schema(pick: random.Random, depth: int = 0) -> dict[str, Any]:
-    """A schema with the keywords that requests mostly use."""
-    kinds = ["string", "integer", "number", "boolean", "null", "enum", "text", "anyOf"]
-    kind = pick.choice(kinds + ["object", "object", "array"] * (depth < 3))
-    if kind == "object":
-        names = pick.sample(["a", "b", "name", "größe", "x y", 'quo"te'], pick.randint(0, 4))
-        required = [name for name in names if pick.random() < 0.7]
-        members = {name: schema(pick, depth + 1) for name in names}
-        return {"type": "object", "properties": members, "required": required, "additionalProperties": False}
-    if kind == "array":
-        low = pick.randint(0, 2)
-        bounds = {"minItems": low, "maxItems": low + pick.randint(0, 3)}
-        return {"type": "array", "items": schema(pick, depth + 1), **bounds}
-    if kind == "anyOf":
-        return {"anyOf": [schema(pick, 3) for _ in range(pick.randint(1, 3))]}
-    if kind == "enum":
-        return {"enum": pick.sample(["red", "green", 3, None, True, 'a"b', "🙂"], pick.randint(1, 4))}
-    if kind == "text":
-        return {"type": "string", "pattern": pick.choice(["^[a-c]{1,4}$", "^[0-9]{4}-[0-9]{2}$", "^(on|off)$"])}
-    if kind == "string":
-        return {"type": "string", "minLength": pick.randint(0, 3), "maxLength": pick.randint(3, 12)}
-    if kind == "integer":
-        low = pick.randint(-50, 50)
-        return {"type": "integer", "minimum": low, "maximum": low + pick.randint(0, 2000)}
-    if kind == "number":
-        return {"type": "number", "minimum": -10, "exclusiveMaximum": pick.randint(1, 99)}
-    return {"type": kind}
 
 
 def babbling(seed: int) -> Model:
@@ -77,15 +54,99 @@ def babbling(seed: int) -> Model:
 def test_a_thousand_random_schemas_are_all_kept() -> None:
     pick = random.Random(1)
     model = babbling(1)
+    longest = 0.0
     for _ in range(SCHEMAS):
-        wanted = schema(pick)
+        wanted = random_schema(pick)
         asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": wanted}}
         model.forget()
+        started = time.monotonic()
         with converse(model, USER, response_format=asked, enable_thinking=False) as events:
             assert sum(1 for _ in events) > 0
+        longest = max(longest, time.monotonic() - started)
         answer = events.answer
         assert answer.finish_reason == "stop", f"{wanted} ran to {len(answer.tokens)} tokens"
-        jsonschema.validate(json.loads(answer.text), wanted)
+        validate(json.loads(answer.text), wanted)
+    assert longest < tolerances.ANSWER_SECONDS
+
+
+REFUSED = {
+    "not": {"type": "string"},
+    "if": {"type": "string"},
+    "uniqueItems": True,
+    "contains": {"type": "integer"},
+    "propertyNames": {"maxLength": 3},
+    "dependentRequired": {"a": ["b"]},
+    "dependentSchemas": {"a": {}},
+    "dependencies": {"a": ["b"]},
+    "unevaluatedProperties": False,
+    "unevaluatedItems": False,
+    "minProperties": 2,
+    "$dynamicRef": "#x",
+    "$recursiveRef": "#",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("place", ["#", "#/properties/a", "#/$defs/b/anyOf/1", "#/items/0", "#/additionalProperties"])
+def test_a_keyword_that_is_not_enforced_is_refused_by_name_before_the_engine_runs(name: str, place: str) -> None:
+    wanted: Any = {name: REFUSED[name]}
+    for part in reversed(place.split("/")[1:]):
+        wanted = {part: wanted} if not part.isdecimal() else [{}] * int(part) + [wanted]
+    model = saying("x")
+    asked = {"type": "json_schema", "json_schema": {"schema": wanted}}
+    with pytest.raises(UsageError, match=f"{re.escape(place)} uses {re.escape(name)}, which is not enforced"):
+        converse(model, USER, response_format=asked)
+    assert model.engine.length == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({"$ref": "http://localhost/x"}, 'refers to "http://localhost/x"'),
+        ({"properties": {"a": {"$ref": "#anchor"}}}, "#/properties/a refers to"),
+        ({"$ref": 3}, "refers to 3"),
+        ({"$ref": "#/$defs/none"}, "cannot be kept"),
+        ({"type": "string", "format": "iri"}, "Unknown format: iri"),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-ahead"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "Unsatisfiable schema"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"type": "integer", "multipleOf": 999_999_937}, "fuel exhausted"),
+        (False, "Unsatisfiable schema"),
+    ],
+)
+def test_other_schemas_that_cannot_be_kept(wanted: Any, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        converse(saying("x"), USER, response_format={"type": "json_schema", "json_schema": {"schema": wanted}})
+
+
+def test_what_demands_nothing_and_what_is_data_pass() -> None:
+    wanted = {
+        "type": "object",
+        "uniqueItems": False,
+        "unevaluatedProperties": True,
+        "minProperties": 1,
+        "properties": {"not": {"const": {"not": {}, "$ref": "x"}}, "if": {"enum": [{"if": 1}]}},
+        "required": ["not", "if"],
+        "additionalProperties": False,
+        "default": {"contains": 1},
+    }
+    assert exact(wanted) == {name: value for name, value in wanted.items() if not name.startswith("un")}
+    asked = {"type": "json_schema", "json_schema": {"schema": wanted}}
+    with converse(saying("x"), USER, response_format=asked, enable_thinking=False) as events:
+        list(events)
+    assert json.loads(events.answer.text) == {"not": {"not": {}, "$ref": "x"}, "if": {"if": 1}}
+
+
+@given(st.integers(0, 9999), st.integers(0, 13), st.integers(0, 32))
+def test_dates_are_those_of_the_calendar(year: int, month: int, day: int) -> None:
+    text = f"{year:04}-{month:02}-{day:02}"
+    try:
+        real = date(year, month, day).isoformat() == text
+    except ValueError:
+        real = False
+    for form, written in (("date", text), ("date-time", f"{text}T12:00:00Z")):
+        pattern = exact({"format": form})["pattern"]
+        assert (re.search(pattern, written) is not None) == real
 
 
 def test_any_json_object() -> None:

@@ -170,3 +170,6 @@ SERVED_LOGPROB = 1e-4
 
 SERVED_LOGPROB_AT_ONCE = 2e-2
 """Likewise, where the engine alone runs the prompt at once: int4 kernels round that differently than token by token."""
+
+ANSWER_SECONDS = 20.0
+"""For an answer kept to a random schema by an engine that costs nothing (measured: 0.15): what hangs takes longer."""

@@ -89,4 +89,5 @@ def store_bytes(plan: Plan) -> int:
     if section is None:
         return 0
     codes = sum(t.nbytes("onnx") for t in plan.stored() if t.role.key in wanted)
-    return codes + 8 * section.tokens * plan.decoder.hidden_size if wanted else 0
+    widest = 8 * plan.decoder.hidden_size + 4 * plan.decoder.feed_forward
+    return codes + section.tokens * widest if wanted else 0

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryFile
+from typing import IO, Literal
 
 import numpy as np
 
@@ -104,8 +105,10 @@ class Calibrator:
         def gate(batch: Batch, copy: int) -> Floats:
             x = walk.hidden(batch, copy)
             gated = blocks[copy].gated(blocks[copy].mlp_input(x))
-            if copy == 1:  # its weights stay as they are, so that nothing needs to be computed again
+            if copy == 1:  # its weights stay as they are, so that nothing waits for them
                 walk.advance(batch, blocks[copy].after_mlp(x, gated), copy)
+            else:
+                kept.put(batch, gated)
             return gated
 
         self._site(blocks, QKV, walk, lambda batch, i: blocks[i].attention_input(walk.hidden(batch, i)))
@@ -115,9 +118,11 @@ class Calibrator:
         self._site(blocks, GATE_UP, walk, add_heads)
         for block in blocks:
             block.release(OUT)
-        self._site(blocks, DOWN, walk, gate)
-        for batch in walk.batches:
-            walk.advance(batch, blocks[0].after_mlp(walk.hidden(batch), gate(batch, 0)))
+        with TemporaryFile(dir=self.directory) as file:
+            kept = Kept(file, self.decoder.feed_forward)
+            self._site(blocks, DOWN, walk, gate)
+            for batch in walk.batches:
+                walk.advance(batch, blocks[0].after_mlp(walk.hidden(batch), kept.take(batch)))
 
     @property
     def _copies(self) -> int:
@@ -219,6 +224,27 @@ class Calibrator:
 
 def _rows(matrix: Floats, a: int, b: int) -> Floats:
     return matrix[a:b]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Activations `[N, columns]` in a file.
+
+    Computing them again would take a tenth of the time that a block does, and memory has no room for them.
+    """
+
+    file: IO[bytes]
+    columns: int
+
+    def put(self, batch: Batch, values: Floats) -> None:
+        """Write those of a batch, `[T, columns]`; raises OSError (ENOSPC) where the disk is full."""
+        self.file.seek(4 * self.columns * batch.a)
+        self.file.write(np.ascontiguousarray(values).data)
+
+    def take(self, batch: Batch) -> Floats:
+        """Those of a batch, `[T, columns]`."""
+        self.file.seek(4 * self.columns * batch.a)
+        return np.fromfile(self.file, np.float32, (batch.b - batch.a) * self.columns).reshape(-1, self.columns)
 
 
 class Overlay:

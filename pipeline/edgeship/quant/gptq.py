@@ -12,6 +12,7 @@ where they belong. The columns that matter most go first, while most others are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,19 @@ class Feedback:
     upper: Floats  # [columns, columns], in that order: U
     errors: Floats  # [columns]: D
     group: int
+
+    @cached_property
+    def corners(self) -> list[Floats]:
+        """The inverse of each group's square on the diagonal of U; every chunk of rows asks for them."""
+        return self._inverses(self.group)
+
+    @cached_property
+    def panels(self) -> list[Floats]:
+        """The inverse of each panel's."""
+        return self._inverses(PANEL)
+
+    def _inverses(self, size: int) -> list[Floats]:
+        return [_inverse(self.upper[a : a + size, a : a + size]) for a in range(0, len(self.upper), size)]
 
 
 def prepare(hessian: Floats, group: int, *, damping: float = DAMPING, ordered: bool = True) -> Feedback:
@@ -62,9 +76,12 @@ def _order(diagonal: NDArray[np.float64], group: int) -> NDArray[np.int64]:
 def _permuted(hessian: Floats, order: NDArray[np.int64]) -> Floats:
     """The Hessian's upper triangle with rows and columns in another order."""
     out = np.empty_like(hessian)
+    for a in range(0, len(order), PANEL):  # mirrored first: whole rows are gathered several times as fast as elements
+        corner = hessian[a : a + PANEL, a : a + PANEL]
+        corner[:] = np.triu(corner) + np.triu(corner, 1).T
+        hessian[a + PANEL :, a : a + PANEL] = hessian[a : a + PANEL, a + PANEL :].T
     for a in range(0, len(order), PANEL):
-        rows = order[a : a + PANEL, None]
-        out[a : a + PANEL] = hessian[np.minimum(rows, order), np.maximum(rows, order)]
+        np.take(hessian[order[a : a + PANEL]], order, axis=1, out=out[a : a + PANEL], mode="clip")
     return out
 
 
@@ -80,7 +97,7 @@ def factor(a: Floats) -> None:
         if start == 0:
             return
         panel = a[:start, start:end]
-        panel[:] = np.linalg.solve(corner, panel.T.astype(np.float64)).T
+        panel[:] = panel @ np.linalg.inv(corner).T
         for at in range(0, start, PANEL):
             rows = slice(at, min(at + PANEL, start))
             a[rows, at:start] -= panel[rows] @ panel[at:].T
@@ -107,13 +124,13 @@ def corrected(rows: Floats, lacking: Floats, feedback: Feedback) -> Floats:
     """
     upper, n = feedback.upper, len(feedback.order)
     z = np.ascontiguousarray(lacking.T[feedback.order])  # [columns, n]; becomes H^-1 L^T, from U D U^T z = L^T
-    spans = [(a, min(a + PANEL, n)) for a in range(0, n, PANEL)]
-    for a, b in reversed(spans):
-        z[a:b] = _inverse(upper[a:b, a:b]) @ z[a:b]
+    spans = [(a, min(a + PANEL, n), inverse) for a, inverse in zip(range(0, n, PANEL), feedback.panels, strict=True)]
+    for a, b, inverse in reversed(spans):
+        z[a:b] = inverse @ z[a:b]
         z[:a] -= upper[:a, a:b] @ z[a:b]
     z /= feedback.errors[:, None]
-    for a, b in spans:
-        z[a:b] = _inverse(upper[a:b, a:b]).T @ (z[a:b] - upper[:a, a:b].T @ z[:a])
+    for a, b, inverse in spans:
+        z[a:b] = inverse.T @ (z[a:b] - upper[:a, a:b].T @ z[:a])
     out = rows.copy()
     out[:, feedback.order] += z.T
     return out
@@ -136,11 +153,11 @@ def quantize(rows: Floats, feedback: Feedback, bits: int) -> QuantizedRows:
     codes = np.empty((columns, len(rows)), np.uint8)
     scales = np.empty((columns // group, len(rows)), np.float32)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        for a in range(0, columns, group):
+        for a, inverse in zip(range(0, columns, group), feedback.corners, strict=True):
             b = a + group
             moved, corner = feedback.upper[:a, a:b].T @ errors[:a], feedback.upper[a:b, a:b]
             # Where the columns would go if none of the group were rounded: each makes up for the others' moves too.
-            free = _inverse(corner).T @ moved
+            free = inverse.T @ moved
             scale = choose_scales(w[a:b] + free, feedback.errors[a:b, None], bits)
             chosen = _round_group(w[a:b], w[a:b] + moved, errors[a:b], corner, scale, bits)
             codes[feedback.order[a:b]] = chosen

@@ -1,14 +1,16 @@
-"""One thread inside numpy's matrix product, while the reference pass runs several of its own."""
+"""How many threads numpy's matrix product runs: one where the reference pass has several of its own, else all."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from edgeship_runtime.cpu import usable_cores
 
 # The spellings of numpy's wheels, old and new, and of a plain OpenBLAS.
 SPELLINGS = ("scipy_openblas_{}64_", "openblas_{}64_", "openblas_{}")
@@ -17,11 +19,10 @@ SMALL_COLUMNS = 512
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Hold OpenBLAS to one thread inside the block.
+def threads(count: int) -> Iterator[None]:
+    """Have OpenBLAS run `count` threads inside the block.
 
-    Its threads and ours would otherwise fight over the cores, and idle ones spin, which is CPU time. Where numpy
-    brings another BLAS (or a system one) nothing happens: slower, never wrong.
+    Where numpy brings another BLAS (or a system one) nothing happens: slower, never wrong.
     """
     found = _switch()
     if found is None:
@@ -29,24 +30,24 @@ def one_thread() -> Iterator[None]:
         return
     get, put = found
     before = get()
-    put(1)
+    put(count)
     try:
         yield
     finally:
         put(before)
 
 
-@contextmanager
-def threads_for(columns: int) -> Iterator[None]:
-    """Hold OpenBLAS to one thread inside the block where matrices have so few columns that its threads wait mostly.
+def one_thread() -> AbstractContextManager[None]:
+    """Hold OpenBLAS to one thread: others would fight over the cores with ours, and idle ones spin, which costs too."""
+    return threads(1)
 
-    Measured on a busy machine, 128 columns: a tenth of the time.
+
+def threads_for(columns: int) -> AbstractContextManager[None]:
+    """A thread a core where matrices are large, one where they have so few columns that threads wait mostly.
+
+    Measured on a busy machine, 128 columns: a tenth of the time with one.
     """
-    if columns > SMALL_COLUMNS:
-        yield
-        return
-    with one_thread():
-        yield
+    return threads(usable_cores() if columns > SMALL_COLUMNS else 1)
 
 
 @cache

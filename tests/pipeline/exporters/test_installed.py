@@ -163,10 +163,43 @@ def test_olive_refuses_before_it_starts(export: Any, tmp_path: Path) -> None:
         "{type: Nope}",
         "{type: Gptq, bits: 4}",
         "{type: GptqQuantizer, bits: 4}",
+        "{type: Gptq, bits: 4, data_config: nowhere}",
     ]
     with pytest.raises(ExporterError) as caught:
         export(tmp_path, f"exporter: olive\nolive: {{passes: [{', '.join(options)}]}}")
     lines = caught.value.message.splitlines()[1:]
-    said = ["Input should be 'int4'", "no option 'int4_blok_size'", "no such pass", "data_config", "auto-gptq"]
+    said = [
+        "Input should be 'int4'",
+        "no option 'int4_blok_size'",
+        "no such pass",
+        "data_config",
+        "auto-gptq",
+        "'nowhere' is not",
+    ]
     assert len(lines) == len(said)
     assert all(word in line for word, line in zip(said, lines, strict=True))
+
+
+@needs("olive")
+def test_olive_calibrates_on_local_tokens(export: Any, tmp_path: Path) -> None:
+    import edgeship
+
+    tiny = Path(edgeship.__file__).parent / "tiny" / "checkpoint"
+    for name, values in (("input_ids", np.arange(64) + 300), ("attention_mask", np.ones(64))):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        values.astype("<i8").tofile(tmp_path / "data" / name / "0.bin")
+    data = {
+        "data_dir": str(tmp_path / "data"),
+        "input_names": ["input_ids", "attention_mask"],
+        "input_shapes": [[64], [64]],
+        "input_types": ["int64", "int64"],
+    }
+    olive = {
+        "passes": [
+            {"type": "Gptq", "bits": 4, "group_size": 32, "sym": True, "data_config": "mine"},
+            {"type": "ModelBuilder", "precision": "int4", "int4_block_size": 32},
+        ],
+        "data_configs": [{"name": "mine", "load_dataset_config": {"type": "raw_dataset", "params": data}}],
+    }
+    report = export(tiny, f"exporter: olive\ncontext: 512\nolive: {json.dumps(olive)}")
+    assert verify(report.artifact).verdict == "pass"

@@ -49,7 +49,8 @@ def _check(config: dict[str, Any]) -> None:
     problems = []
     package = OlivePackageConfig.load_default_config()
     for place, each in enumerate(config["passes"].values()):
-        problems += [f"passes[{place}] ({each['type']}): {text}" for text in _of_pass(package, each)]
+        found = _of_pass(package, each, config["data_configs"])
+        problems += [f"passes[{place}] ({each['type']}): {text}" for text in found]
     if not problems:
         try:
             RunConfig.model_validate(config)
@@ -65,7 +66,7 @@ def _check(config: dict[str, Any]) -> None:
         )
 
 
-def _of_pass(package: OlivePackageConfig, given: dict[str, Any]) -> list[str]:
+def _of_pass(package: OlivePackageConfig, given: dict[str, Any], data: list[dict[str, Any]]) -> list[str]:
     options = {key: value for key, value in given.items() if key != "type"}
     names = sorted(package.passes)
     if given["type"].lower() not in names:
@@ -83,6 +84,14 @@ def _of_pass(package: OlivePackageConfig, given: dict[str, Any]) -> list[str]:
     problems = [f"no option {key!r}; known: {', '.join(sorted(known))}" for key in options if key not in known]
     if "data_config" in known and "data_config" not in options:
         problems.append("it calibrates: name one of olive.data_configs as data_config, or it would download one")
+    named = {str(each.get("name")): each for each in data}
+    if isinstance(
+        options.get("data_config"), str
+    ):  # the whole workflow's check looks names up; that of a pass does not
+        if options["data_config"] not in named:
+            listed = ", ".join(named) or "none"
+            problems.append(f"data_config {options['data_config']!r} is not one of olive.data_configs: {listed}")
+        options["data_config"] = named.get(options["data_config"])
     if not problems:
         try:
             kind.generate_config(spec, options, disable_search=True)

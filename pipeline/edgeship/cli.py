@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeship import __version__, cli_evaluate, cli_exporters, cli_imatrix, cli_ship, cli_validate
+from edgeship import __version__, cli_evaluate, cli_exporters, cli_imatrix, cli_ship, cli_validate, cli_web
 from edgeship.errors import ArtifactError, EdgeshipError, PlanError, UsageError
 
 DEFECT, INTERRUPTED = 1, 130  # exit codes beside those of errors.py
@@ -253,6 +253,7 @@ cli_exporters.register(app)
 cli_imatrix.register(app)
 cli_ship.register(app)
 cli_validate.register(app)
+cli_web.register(app)
 
 
 def _print_json(value: Any) -> None:

@@ -80,7 +80,7 @@ def validate(
             if report is None:
                 return Outcome(transport.host)
             with writing:
-                return _kept(transport.host, report, reports)
+                return keep_report(transport.host, report, reports)
         except EdgeshipError as error:
             teller.say(transport.host, f"failed: {error.message}")
             return Outcome(transport.host, error=error)
@@ -98,7 +98,7 @@ def validate(
         teller.close()
 
 
-def _kept(host: str, report: Report, reports: Path) -> Outcome:
+def keep_report(host: str, report: Report, reports: Path) -> Outcome:
     """Keep the report with a page that shows it beside earlier ones of the same device."""
     earlier = [r for _, r in read_reports(reports, report.device)[0]] if reports.is_dir() else []
     mine = (report.device, report.artifact, report.format, report.engine, bool(report.board.emulated))

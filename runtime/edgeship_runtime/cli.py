@@ -256,6 +256,9 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--requests-per-minute", type=int, metavar="N", help="of one client, 0: any number (600)")
     group = parser.add_argument_group("limits")
     group.add_argument("--memory-mb", type=float, metavar="MB", help="unload idle models above it (default: never)")
+    group.add_argument(
+        "--parallel", type=int, metavar="N", help="answers at once, llama.cpp only (default: up to 4, by memory)"
+    )
     group.add_argument("--queue-limit", type=int, metavar="N", help="requests that wait (64)")
     group.add_argument("--timeout", type=float, metavar="S", help="seconds for a request, with its wait (600)")
     group.add_argument("--stuck", type=float, metavar="S", help="seconds without a sign from the engine (600)")

@@ -26,7 +26,7 @@ from edgeship_runtime.errors import ContextError, DependencyError, EdgeshipRunti
 from edgeship_runtime.facts import GENERATE
 from edgeship_runtime.manifest import Manifest, locate, read_manifest
 from edgeship_runtime.opening import Opening
-from edgeship_runtime.prefix import PrefixCache, restorable, resume
+from edgeship_runtime.prefix import WORTH, PrefixCache, restorable, resume
 from edgeship_runtime.prefix_files import Prefix, common
 from edgeship_runtime.sampling import GenerationOptions, Guide, Sampler
 from edgeship_runtime.strict import nearest
@@ -70,6 +70,16 @@ class Model:
         self._busy = threading.Lock()  # held for a whole answer
         self._running = threading.Lock()  # held while the engine works, so that it is not closed under its feet
         self._closed = False
+
+    def lanes(self) -> list[Model]:
+        """This model first, and one for each further sequence that its engine runs beside it; they share a cache."""
+        engines: Sequence[Engine] = getattr(self.engine, "lanes", (self.engine,))
+        found = [self]
+        for engine in engines[1:]:
+            lane = Model(engine, self.tokenizer, self.manifest, self._template, directory=self.directory)
+            lane.prefixes = self.prefixes
+            found.append(lane)
+        return found
 
     def options(self, base: GenerationOptions | None = None, **overrides: Any) -> GenerationOptions:
         """`base` (the artifact's defaults when None) with some options replaced; raises UsageError."""
@@ -201,11 +211,15 @@ class Model:
             restorable(self.engine).restore(prefix.state, prefix.tokens)
             self._held = list(prefix.tokens)
 
+    def keep(self) -> None:
+        """Have the prefix cache keep what the KV cache holds, on disk where it has a folder; between two answers."""
+        if self.prefixes is not None and not self._closed:
+            self.prefixes.keep(self.engine, self._held)
+
     def close(self) -> None:
         """Free the model's memory; an unfinished stream ends with a UsageError. A second call does nothing."""
         with self._running:
-            if self.prefixes is not None and not self._closed:
-                self.prefixes.keep(self.engine, self._held)
+            self.keep()
             self._closed = True
             self._held = []
             self.engine.close()
@@ -285,10 +299,18 @@ class Model:
                 self._check_open()
                 before, self._held = self._held, []  # an interrupt leaves the engine in no known state
                 self._held = self.prefixes.switch(self.engine, before, prompt[:-1])
+                self._share(prompt[:-1])
         shared = common(self._held, prompt[:-1])
         self.engine.truncate(shared)
         del self._held[shared:]
         return shared
+
+    def _share(self, prompt: Sequence[int]) -> None:
+        """Hold what another sequence of the engine holds of the prompt, where that is worth it."""
+        if hasattr(self.engine, "share"):
+            here, self._held = self._held, []
+            taken = self.engine.share(prompt, common(here, prompt) + WORTH)
+            self._held = list(prompt[:taken]) if taken else here
 
     def _prefill(self, tokens: Sequence[int], cancelled: threading.Event) -> NDArray[np.float32] | None:
         """Evaluate a prompt's tokens part by part; None when cancelled between two of them."""

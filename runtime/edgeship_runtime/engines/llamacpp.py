@@ -1,5 +1,7 @@
 """llama.cpp on CPU, through llama-cpp-python's low-level API: one sequence, logits of the last token only.
 
+`llama_batch` has several sequences in one context.
+
 Defaults are llama.cpp's own where it has a good one: weights mapped from the file (those it repacks for this processor
 are copied), flash attention where the model allows it, keys and values in float16.
 """
@@ -13,7 +15,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,9 @@ from edgeship_runtime.gguf import read_header
 from edgeship_runtime.gguf_model import read_model
 from edgeship_runtime.manifest import Manifest, model_path
 
+if TYPE_CHECKING:
+    from edgeship_runtime.engines.llama_batch import LlamaSequence
+
 _PACKAGE = "llama-cpp-python"
 
 CHUNK = 512
@@ -46,6 +51,7 @@ FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _BYTES_PER_THREAD = 4 << 20
 """Of weights: threads that have less to do spend the time on waiting for each other."""
 _MAX_THREADS = 4096
+_MAX_SEQUENCES = 64
 _MAX_SCALE = 1e6
 
 
@@ -60,12 +66,15 @@ def open_engine(
     flash_attention: Literal["auto", "on", "off"] = "auto",
     lora: Mapping[str, float] | Sequence[str] = (),
     mmap: bool = True,
-) -> LlamaEngine:
+    sequences: int = 1,
+) -> LlamaEngine | LlamaSequence:
     """Load the GGUF artifact (see `engines.EngineModule`), after a check of the whole header.
 
     `threads` None: the manifest's hint, or the physical cores, fewer for a model of less than 4 MB for each.
     `batch_threads`: for prompts, `threads` when None. `kv_type`: q8_0 nearly halves the KV cache and needs flash
     attention. `lora`: files of adapters, with their scales or all with 1. `mmap` False reads the weights into memory.
+    `sequences`: how many are run together, each with a KV cache of its own; the first of them is returned, and its
+    `lanes` are all.
 
     Raises DependencyError without llama-cpp-python, UsageError for options that cannot be, ArtifactError for a file
     that is damaged, does not load or is not the manifest's, ResourceError without memory.
@@ -82,6 +91,8 @@ def open_engine(
     batch_threads = threads if batch_threads is None else choose_threads(batch_threads, manifest)
     if max(threads, batch_threads) > _MAX_THREADS:
         raise UsageError(f"at most {_MAX_THREADS} threads can be asked for")
+    if not 1 <= sequences <= _MAX_SEQUENCES:
+        raise UsageError(f"{sequences} sequences were asked for; expected 1 to {_MAX_SEQUENCES}")
     _check_choice("kv_type", kv_type, KV_TYPES)
     _check_choice("flash_attention", flash_attention, FLASH_ATTENTION)
     if kv_type != "f16" and flash_attention == "off":
@@ -90,20 +101,21 @@ def open_engine(
     loaded = LoadedModel(path, mmap=mmap)
     try:
         _check_model(loaded, manifest)
-        opened = _open_context(
-            loaded, context, threads, batch_threads, KV_TYPES[kv_type], FLASH_ATTENTION[flash_attention]
-        )
+        kind, flash = KV_TYPES[kv_type], FLASH_ATTENTION[flash_attention]
+        opened = _open_context(loaded, context, threads, batch_threads, kind, flash, sequences)
     except BaseException:
         loaded.close()
         raise
+    _adapt(opened, adapters)
     layout = f"kv {kv_type}, flash attention {flash_attention}, lora {[*map(str, adapters.items())]}"
-    engine = LlamaEngine(opened, context=context, threads=threads, batch_threads=batch_threads, layout=layout)
-    try:
-        engine.adapt(adapters)
-    except BaseException:
-        engine.close()
-        raise
-    return engine
+    if sequences == 1:
+        return LlamaEngine(opened, context=context, threads=threads, batch_threads=batch_threads, layout=layout)
+    from edgeship_runtime.engines.llama_batch import LlamaBatch
+
+    name = f"{_PACKAGE} {_version()}"
+    return LlamaBatch(
+        opened, sequences, context=context, threads=threads, batch_threads=batch_threads, name=name, layout=layout
+    ).sequences[0]
 
 
 def _check_choice(name: str, value: object, choices: Mapping[str, int]) -> None:
@@ -153,7 +165,7 @@ def _check_model(loaded: LoadedModel, manifest: Manifest) -> None:
         )
 
 
-class _Context:
+class Opened:
     """A llama.cpp context; freed, and its model after it, once the engine and every array of logits let go of it."""
 
     def __init__(self, pointer: Any, loaded: LoadedModel) -> None:
@@ -169,7 +181,7 @@ class _Context:
 class _Memory:
     """What numpy makes an array of, without copying; the array keeps it, and it keeps the context."""
 
-    def __init__(self, owner: _Context, address: int, size: int) -> None:
+    def __init__(self, owner: Opened, address: int, size: int) -> None:
         self.owner = owner
         self.__array_interface__ = {"version": 3, "typestr": "=f4", "shape": (size,), "data": (address, False)}
 
@@ -180,14 +192,21 @@ def _free(pointer: Any, loaded: LoadedModel) -> None:
 
 
 def _open_context(
-    loaded: LoadedModel, context: int, threads: int, batch_threads: int, kv_type: int, flash_attention: int
-) -> _Context:
-    """Make room for `context` tokens; raises EngineError or ResourceError."""
+    loaded: LoadedModel,
+    context: int,
+    threads: int,
+    batch_threads: int,
+    kv_type: int,
+    flash_attention: int,
+    sequences: int = 1,
+) -> Opened:
+    """Make room for `context` tokens of each sequence; raises EngineError or ResourceError."""
     lib = library()
     params = lib.llama_context_default_params()
-    params.n_ctx = context
-    params.n_batch = params.n_ubatch = min(CHUNK, context)
-    params.n_outputs_max = 1  # no memory for logits of a whole prompt
+    params.n_ctx = context * sequences
+    params.n_batch = params.n_ubatch = min(CHUNK, context * sequences)
+    params.n_seq_max = params.n_outputs_max = sequences  # no memory for logits of a whole prompt
+    params.kv_unified = True  # then a state fits whatever the number of sequences, and a common prefix is stored once
     params.n_threads, params.n_threads_batch = threads, batch_threads
     params.type_k = params.type_v = kv_type
     params.flash_attn_type = flash_attention
@@ -197,14 +216,31 @@ def _open_context(
         pointer = lib.llama_init_from_model(loaded.pointer, params)
     if not pointer:
         hint = "a smaller context needs less memory; kv_type f16 and flash_attention auto suit every model"
-        raise failure(f"{loaded.path}: llama.cpp cannot open it for {context} tokens", EngineError, hint)
-    return _Context(pointer, loaded)
+        raise failure(f"{loaded.path}: llama.cpp cannot open it for {context * sequences} tokens", EngineError, hint)
+    return Opened(pointer, loaded)
+
+
+def _adapt(opened: Opened, adapters: Mapping[Path, float]) -> None:
+    """Add LoRA adapters, each with its scale; raises ArtifactError for one of another model."""
+    lib, pointers = library(), []
+    listen()
+    with opened.loaded as loaded:
+        for path in adapters:
+            pointers.append(lib.llama_adapter_lora_init(loaded.pointer, os.fsencode(path)))
+            if not pointers[-1]:
+                hint = "it was made for another model, or from another file of it"
+                raise failure(f"{path}: llama.cpp cannot use the adapter", ArtifactError, hint)
+    count = len(pointers)
+    array = (lib.llama_adapter_lora_p_ctypes * count)(*pointers)
+    scales = (ctypes.c_float * count)(*adapters.values())
+    if count and lib.llama_set_adapters_lora(opened.pointer, array, count, scales):
+        raise failure("llama.cpp cannot use the adapters", ArtifactError, "try them one by one")
 
 
 class LlamaEngine:
     """One sequence in a llama.cpp context; see `engines.Engine`."""
 
-    def __init__(self, opened: _Context, *, context: int, threads: int, batch_threads: int, layout: str = "") -> None:
+    def __init__(self, opened: Opened, *, context: int, threads: int, batch_threads: int, layout: str = "") -> None:
         lib = self._lib = library()
         self._layout = layout
         self.loaded = opened.loaded
@@ -216,7 +252,7 @@ class LlamaEngine:
         self.context = context
         self.length = 0
         self.chunk = min(CHUNK, context)
-        self._opened: _Context | None = opened
+        self._opened: Opened | None = opened
         self._context = opened.pointer
         self._memory = lib.llama_get_memory(self._context)
         self._held: list[int] = []
@@ -226,22 +262,6 @@ class LlamaEngine:
         self._one = lib.llama_batch_get_one(self._ids, 1)
         self._address = 0
         self._logits: NDArray[np.float32] | None = None
-
-    def adapt(self, adapters: Mapping[Path, float]) -> None:
-        """Add LoRA adapters, each with its scale; raises ArtifactError for one of another model."""
-        lib, pointers = self._lib, []
-        listen()
-        with self.loaded:
-            for path in adapters:
-                pointers.append(lib.llama_adapter_lora_init(self.loaded.pointer, os.fsencode(path)))
-                if not pointers[-1]:
-                    hint = "it was made for another model, or from another file of it"
-                    raise failure(f"{path}: llama.cpp cannot use the adapter", ArtifactError, hint)
-        count = len(pointers)
-        array = (lib.llama_adapter_lora_p_ctypes * count)(*pointers)
-        scales = (ctypes.c_float * count)(*adapters.values())
-        if count and lib.llama_set_adapters_lora(self._context, array, count, scales):
-            raise failure("llama.cpp cannot use the adapters", ArtifactError, "try them one by one")
 
     def evaluate(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append tokens to the KV cache, `chunk` at a time; return the logits after the last: [vocab_size]."""

@@ -18,6 +18,7 @@ from starlette.types import Scope
 from edgeship_runtime.model import Model, load
 from edgeship_runtime.server import chat, monitor, ollama, page, responses, text
 from edgeship_runtime.server.gate import Gate, error_response
+from edgeship_runtime.server.lanes import MOST_LANES, lane_options
 from edgeship_runtime.server.notify import notify
 from edgeship_runtime.server.prefixes import remembering
 from edgeship_runtime.server.problems import RequestError
@@ -46,7 +47,8 @@ class Server:
         self.log = log or Log()
 
         def open_path(path: Path) -> Model:
-            model = load(path, context=settings.context, threads=settings.threads, **settings.engine_options)
+            options = {**settings.engine_options, **lane_options(path, settings)}
+            model = load(path, context=settings.context, threads=settings.threads, **options)
             return remembering(model, settings, self.log)
 
         shelf = Shelf(
@@ -59,6 +61,7 @@ class Server:
         scheduler = Scheduler(
             shelf,
             self.log,
+            parallel=settings.parallel or MOST_LANES,
             queue_limit=settings.queue_limit,
             timeout_s=settings.timeout_s,
             stuck_s=settings.stuck_s,

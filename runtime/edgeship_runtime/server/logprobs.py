@@ -75,14 +75,16 @@ class Recorder:
 @contextmanager
 def recording(model: Model, top: int, *, prompt: bool = False) -> Generator[Recorder, None, None]:
     """Record the answers of a model within the block; `prompt`: the KV cache is emptied, so that all of it is run."""
+    prefixes = model.prefixes
     if prompt:
         model.forget()
+        model.prefixes = None
     recorder = Recorder(model.engine, min(top, model.engine.vocab_size), prompt=prompt)
     model.engine = cast(Engine, recorder)
     try:
         yield recorder
     finally:
-        model.engine = recorder.inner
+        model.engine, model.prefixes = recorder.inner, prefixes
 
 
 def spell(model: Model, token: int) -> str:

@@ -160,7 +160,11 @@ def _throttled(board: Mapping[str, Any]) -> float | None:
 def _kv(service: Service) -> dict[str, tuple[int, int]]:
     """Tokens held and room for them, of each loaded model that has a KV cache."""
     engines = {name: model.engine for name, model in service.shelf.loaded.items()}
-    return {name: (getattr(engine, "length", 0), getattr(engine, "context", 0)) for name, engine in engines.items()}
+    lanes = {name: getattr(engine, "lanes", (engine,)) for name, engine in engines.items()}
+    return {
+        name: (sum(getattr(each, "length", 0) for each in found), sum(getattr(each, "context", 0) for each in found))
+        for name, found in lanes.items()
+    }
 
 
 def stats(service: Service) -> dict[str, Any]:

@@ -25,6 +25,7 @@ _LIMITS = (
     "memory_mb",
     "prefix_memory_mb",
     "prefix_disk_mb",
+    "parallel",
     "queue_limit",
     "requests_per_minute",
     "max_body",

@@ -10,6 +10,9 @@ from typing import Any
 
 from edgeship_runtime.errors import UsageError
 
+MOST_PARALLEL = 64
+"""llama.cpp's own limit on sequences, in its older versions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -32,8 +35,10 @@ class Settings:
     """Where they outlive the server; None: nowhere."""
     prefix_disk_mb: float = 1024.0
     """What they take there, of each model."""
+    parallel: int | None = None
+    """Requests that one model answers at once, where its engine can; None: as `lanes.lane_options` chooses."""
     queue_limit: int = 64
-    """Requests that wait at most, the running one not counted."""
+    """Requests that wait at most, the running ones not counted."""
     timeout_s: float = 600.0
     """For one request, its time in the queue included."""
     stuck_s: float = 600.0
@@ -74,6 +79,8 @@ def check(settings: Settings) -> None:
         )
     low = {"queue_limit": 1, "max_body": 1, "max_messages": 1, "max_inputs": 1, "max_prompt_tokens": 1}
     low |= {"max_tokens": 1, "requests_per_minute": 0}
+    if settings.parallel is not None and not 1 <= settings.parallel <= MOST_PARALLEL:
+        raise UsageError(f"--parallel: expected 1 to {MOST_PARALLEL}, found {settings.parallel}")
     for name, least in low.items():
         if getattr(settings, name) < least:
             raise UsageError(f"--{name.replace('_', '-')}: expected at least {least}, found {getattr(settings, name)}")

@@ -19,7 +19,7 @@ Report = Callable[..., None]
 
 
 class Shelf:
-    """Models by name. `borrow` and `drop` belong to the scheduler's thread; the rest may be called from any."""
+    """Models by name, each with its lanes (see `Model.lanes`). `borrow` and `drop` are the scheduler's to call."""
 
     def __init__(
         self,
@@ -36,8 +36,9 @@ class Shelf:
         self._memory_mb = memory_mb
         self._rss_mb = rss_mb
         self._report = report
-        self._models: dict[str, Model] = {}  # the longest unused first
+        self._models: dict[str, list[Model]] = {}  # the longest unused first
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
 
     @property
     def names(self) -> list[str]:
@@ -46,9 +47,9 @@ class Shelf:
 
     @property
     def loaded(self) -> dict[str, Model]:
-        """The models in memory."""
+        """The models in memory, of each the first lane."""
         with self._lock:
-            return dict(self._models)
+            return {name: lanes[0] for name, lanes in self._models.items()}
 
     def check(self, name: str) -> str:
         """The name itself, with Ollama's `:latest` taken off; raises RequestError (404) when there is none such."""
@@ -63,13 +64,17 @@ class Shelf:
             code="model_not_found",
         )
 
-    def borrow(self, name: str) -> Model:
-        """The model, loaded if it is not; raises RequestError (503) when that fails."""
-        with self._lock:
-            model = self._models.pop(name, None)
-            if model is not None:
-                self._models[name] = model
-                return model
+    def borrow(self, name: str) -> list[Model]:
+        """The model's lanes, loaded if it is not; raises RequestError (503) when that fails."""
+        with self._opening:
+            with self._lock:
+                lanes = self._models.pop(name, None)
+                if lanes is not None:
+                    self._models[name] = lanes
+                    return lanes
+            return self._load(name)
+
+    def _load(self, name: str) -> list[Model]:
         self._make_room(name)
         start = time.perf_counter()
         try:
@@ -77,19 +82,27 @@ class Shelf:
         except (EdgeshipRuntimeError, OSError, MemoryError) as error:
             self._report("load_failed", model=name, error=self._without_path(name, error))
             raise unavailable(f"the model {name} cannot be loaded", "load", hint="the server's log says why") from error
+        lanes = model.lanes()
         with self._lock:
-            self._models[name] = model
-        self._report("loaded", model=name, seconds=round(time.perf_counter() - start, 3), engine=model.engine.name)
-        return model
+            self._models[name] = lanes
+        seconds = round(time.perf_counter() - start, 3)
+        self._report("loaded", model=name, seconds=seconds, engine=model.engine.name, parallel=len(lanes))
+        return lanes
 
-    def drop(self, name: str) -> None:
-        """Close a model; the next request loads it anew."""
+    def drop(self, name: str, *, failed: bool = False) -> None:
+        """Close a model; the next request loads it anew. `failed`: what its engine holds is not worth keeping."""
         with self._lock:
-            model = self._models.pop(name, None)
-        if model is not None:
-            with suppress(Exception):  # an engine that failed may fail to close, and is not used again
+            lanes = self._models.pop(name, [])
+        for model in lanes:
+            if failed:
+                model.prefixes = None
+        with suppress(Exception):  # an engine that failed may fail to close, and is not used again
+            for model in lanes[1:]:
+                model.keep()
+            for model in lanes[:1]:
                 model.close()
-            del model
+        if lanes:
+            del model, lanes
             return_free_memory()
             self._report("unloaded", model=name)
 

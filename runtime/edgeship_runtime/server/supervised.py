@@ -31,10 +31,13 @@ class _Supervised:
 
 @contextmanager
 def supervised(model: Model, look: Callable[[], None]) -> Generator[None, None, None]:
-    """Call `look` before every run of the model's engine within the block."""
+    """Call `look` before every run of the model's engine within the block; the engine hears when it is over."""
     engine = model.engine
     model.engine = cast(Engine, _Supervised(engine, look))
     try:
         yield
     finally:
         model.engine = engine
+        rest = getattr(engine, "rest", None)
+        if rest is not None:
+            rest()

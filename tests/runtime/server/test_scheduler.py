@@ -18,10 +18,36 @@ from edgeship_runtime.server.scheduler import Job, Scheduler
 from edgeship_runtime.server.shelf import Shelf
 
 
+class FakeModel:
+    """A model that answers nothing, on an engine that takes a while."""
+
+    def __init__(self, lanes: int) -> None:
+        self.engine = SimpleNamespace(name="none", evaluate=lambda tokens: time.sleep(0.01))
+        self.more = lanes - 1
+
+    def lanes(self) -> list[FakeModel]:
+        return [self, *(FakeModel(1) for _ in range(self.more))]
+
+    def keep(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Bench:
     """A scheduler over three models that are nothing but names, and what happened to them."""
 
-    def __init__(self, *, rss_mb: Callable[[], float] = lambda: 0.0, memory_mb: float | None = None, **limits: Any):
+    def __init__(
+        self,
+        *,
+        rss_mb: Callable[[], float] = lambda: 0.0,
+        memory_mb: float | None = None,
+        lanes: int = 1,
+        parallel: int = 4,
+        **limits: Any,
+    ) -> None:
+        self.lanes = lanes
         self.opened: list[str] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.done: list[str] = []
@@ -35,14 +61,15 @@ class Bench:
             report=lambda event, **members: self.events.append((event, members)),
         )
         self.shelf = shelf
-        self.scheduler = Scheduler(shelf, lambda event, **more: self.events.append((event, more)), **limits)
+        self.scheduler = Scheduler(
+            shelf, lambda event, **more: self.events.append((event, more)), parallel=parallel, **limits
+        )
 
     def open(self, path: Path) -> Any:
         if self.fails:
             raise ArtifactError(f"{path}: {self.fails}")
         self.opened.append(path.name)
-        engine = SimpleNamespace(name="none", evaluate=lambda tokens: time.sleep(0.01))
-        return SimpleNamespace(engine=engine, close=lambda: None)
+        return FakeModel(self.lanes)
 
     def work(self, name: str = "", items: int = 3, error: Exception | None = None) -> Any:
         def run(model: Any) -> Generator[int, None, None]:

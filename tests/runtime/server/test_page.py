@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,14 +17,12 @@ import httpx
 import numpy as np
 import pytest
 
+from chromium import WIDTHS, chromium, opened
 from edgeship_runtime.model import Model, load
 from edgeship_runtime.server.serve import build, listen, uvicorn_server
 from edgeship_runtime.server.settings import Settings
 from edgeship_runtime.server.telemetry import Log
 from toy_artifact import write_toy
-
-WIDTHS = {"desktop": (1280, 800), "phone": (390, 844)}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Slow:
@@ -91,35 +88,22 @@ def served(artifact: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    with playwright.sync_playwright() as run:
-        found = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture(params=WIDTHS)
 def page(request: pytest.FixtureRequest, browser: Any, served: Served) -> Iterator[Any]:
-    """The page, open; a fault in its script, a refused resource or a foreign address fails the test."""
-    width, height = WIDTHS[request.param]
-    context = browser.new_context(viewport={"width": width, "height": height}, has_touch=request.param == "phone")
-    found = context.new_page()
-    found.set_default_timeout(15_000)
-    faults: list[str] = []
-    asked: list[str] = []
-    found.on("pageerror", lambda error: faults.append(str(error)))
-    found.on("console", lambda each: faults.append(each.text) if "Content Security" in each.text else None)
-    found.on("request", lambda each: asked.append(each.url))
-    found.goto(served.url)
-    found.wait_for_selector("#model option", state="attached")
-    yield found
-    for engine in served.engines:
-        engine.seconds = 0.0
-    context.close()
-    assert faults == []
-    assert [url for url in asked if not url.startswith((served.url, "data:"))] == []
+    with opened(browser, served.url, request.param) as found:
+        yield found
+        for engine in served.engines:
+            engine.seconds = 0.0
+
+
+def settings(page: Any) -> None:
+    """Show the settings, which a desktop's width shows from the start."""
+    if page.locator("#controls").is_hidden():
+        page.click("#tune")
 
 
 def chat(page: Any, text: str, tokens: int = 8) -> None:
@@ -181,14 +165,14 @@ class TestChat:
         chat(page, "Hi", 1)
         answered(page)
         page.click("#fresh")
-        served.engines[0].seconds = 0.15
-        chat(page, "Hello", 20)
+        served.engines[0].seconds = 0.1
+        chat(page, "Hello", 12)
         seen = set()
         while page.locator("#stop").is_visible():
             seen.add(page.locator("article.assistant .text").last.text_content())
         assert len(seen) > 3, "it came in parts"
         answered(page)
-        assert re.search(r"[\d.]+ tokens/s · first after", page.text_content("#figures"))
+        assert re.search(r"[\d.]+ tokens/s · first token after \d+ ms", page.text_content("#figures"))
         page.locator("#figures", has_text="MB memory").wait_for()
 
     def test_stop_stops_the_engine(self, page: Any, served: Served) -> None:
@@ -196,14 +180,14 @@ class TestChat:
         answered(page)
         page.click("#fresh")
         engine = served.engines[0]
-        engine.seconds = 0.2
-        chat(page, "Go on", 30)
+        engine.seconds = 0.1
+        chat(page, "Go on", 60)
         page.locator("article.assistant .text", has_text=re.compile("[A-Z]")).wait_for()
         page.click("#stop")
         page.wait_for_selector("text=Stopped.")
-        time.sleep(0.6)
+        time.sleep(0.4)
         there = engine.evaluations
-        time.sleep(0.6)
+        time.sleep(0.4)
         assert engine.evaluations == there
         engine.seconds = 0
         page.click("#fresh")
@@ -223,7 +207,7 @@ class TestChat:
 
     def test_nothing_is_wider_than_the_screen(self, page: Any) -> None:
         script(page, [{"content": "long" * 300 + "\n" + "x " * 300}])
-        page.click("#tune")
+        settings(page)
         chat(page, "w" * 500)
         answered(page)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -234,7 +218,7 @@ class TestChat:
 
     def test_settings_are_sent(self, page: Any) -> None:
         asked = script(page, [{"content": "yes"}])
-        page.click("#tune")
+        settings(page)
         page.fill("#temperature", "0.5")
         page.fill("#top_p", "0.9")
         page.fill("#seed", "7")
@@ -277,9 +261,8 @@ class TestParts:
         ]
         texts = [{"tool_calls": [part(0, arguments='{"a"')]}, {"tool_calls": [part(0, arguments=": 1}")]}]
         asked = script(page, [*calls, *texts], [{"content": "Both seen."}])
-        page.click("#tune")
+        settings(page)
         page.fill("#tools", json.dumps([{"type": "function", "function": {"name": "look_0"}}]))
-        page.click("#tune")
         chat(page, "Look")
         page.wait_for_selector(".results")
         assert page.locator(".call summary").all_text_contents() == ["Tool call: look_0", "Tool call: look_1"]
@@ -313,7 +296,7 @@ class TestFailures:
         assert page.locator("#send").is_visible()
 
     def test_tools_that_are_no_json(self, page: Any) -> None:
-        page.click("#tune")
+        settings(page)
         page.fill("#tools", "[oops")
         chat(page, "Hi")
         page.wait_for_selector(".error")
@@ -338,7 +321,7 @@ class TestFailures:
             page = browser.new_page()
             page.goto(served.url)
             page.locator("#figures", has_text="API key").wait_for()
-            page.click("#tune")
+            settings(page)
             page.fill("#key", key)
             page.press("#key", "Tab")
             page.wait_for_selector("#model option", state="attached")

@@ -7,6 +7,7 @@ const MEMORY_EVERY_MS = 5000;
 
 let messages = [];
 let running = null;
+let partial = null; // the answer that is coming, not yet one of the messages
 let speed = "";
 let memory = "";
 
@@ -18,22 +19,28 @@ function store(name, value) {
   }
 }
 
-function restore(name) {
+function restore(name, otherwise) {
   try {
-    return sessionStorage.getItem(name);
+    const kept = JSON.parse(sessionStorage.getItem(name));
+    return kept?.constructor === otherwise.constructor ? kept : otherwise;
   } catch {
-    return null;
+    return otherwise;
   }
 }
 
 function save() {
   store("messages", JSON.stringify(messages));
+  store("prompt", JSON.stringify(at("prompt").value));
   store("settings", JSON.stringify(Object.fromEntries(KEPT.map((id) => [id, at(id).value]))));
 }
 
 function headers() {
   const key = at("key").value.trim();
   return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+}
+
+function unreached(error) {
+  throw error.name === "AbortError" ? error : new Error("the server is not reached");
 }
 
 async function failure(response) {
@@ -43,7 +50,7 @@ async function failure(response) {
 }
 
 async function read(path) {
-  const response = await fetch(path, { headers: headers() });
+  const response = await fetch(path, { headers: headers() }).catch(unreached);
   if (!response.ok) throw await failure(response);
   return response.json();
 }
@@ -85,7 +92,8 @@ class Bubble {
   show() {
     const { content, reasoning_content: thought, tool_calls: calls = [] } = this.message;
     if (thought) {
-      this.thought ??= this.root.insertBefore(folded("thought", "Thought"), this.text);
+      this.thought ??= this.root.insertBefore(folded("thought", ""), this.text);
+      this.thought.firstChild.textContent = content || calls.length || !running ? "Thought" : "Thinking …";
       this.thought.lastChild.textContent = thought;
     }
     this.text.textContent = content ?? "";
@@ -119,7 +127,7 @@ class Bubble {
       if (running) return;
       button.remove();
       fields.forEach((field, i) => {
-        field.disabled = true;
+        field.readOnly = true;
         say({ role: "tool", tool_call_id: this.message.tool_calls[i].id, content: field.value });
       });
       answer();
@@ -198,7 +206,7 @@ function take(message, delta) {
 async function receive(body, bubble, signal) {
   const message = bubble.message;
   const options = { method: "POST", headers: headers(), body: JSON.stringify(body), signal };
-  const response = await fetch("/v1/chat/completions", options);
+  const response = await fetch("/v1/chat/completions", options).catch(unreached);
   if (!response.ok) throw await failure(response);
   let finish = null;
   for await (const chunk of events(response.body)) {
@@ -210,7 +218,9 @@ async function receive(body, bubble, signal) {
       append(() => bubble.show());
     }
     if (chunk.timings) {
-      speed = `${chunk.timings.decode_tokens_per_s.toFixed(1)} tokens/s · first after ${chunk.timings.ttft_s.toFixed(2)} s`;
+      const { decode_tokens_per_s: rate, ttft_s: first } = chunk.timings;
+      const wait = first < 1 ? `${Math.round(first * 1000)} ms` : `${first.toFixed(1)} s`;
+      speed = `${rate.toFixed(rate < 100 ? 1 : 0)} tokens/s · first token after ${wait}`;
       showFigures();
     }
   }
@@ -222,6 +232,7 @@ async function answer() {
   const bubble = new Bubble({ role: "assistant", content: "" });
   const message = bubble.message;
   running = new AbortController();
+  partial = message;
   busy(true);
   try {
     const finish = await receive(request(), bubble, running.signal);
@@ -234,34 +245,54 @@ async function answer() {
     else append(() => bubble.note(`${error.message}`, "error"));
   } finally {
     running = null;
-    if (message.content || message.tool_calls) messages.push(message);
-    save();
+    keep();
     busy(false);
+    bubble.show();
     showMemory();
   }
 }
 
+// Keeps what there is of the running answer. A question without any goes back where it was typed: two in a row are
+// what many templates refuse.
+function keep() {
+  if (!partial) return;
+  if (running) delete partial.tool_calls; // half a call
+  if (partial.content || partial.tool_calls) messages.push(partial);
+  else if (messages.at(-1)?.role === "user") {
+    const { content } = messages.pop();
+    at("prompt").value ||= content;
+  }
+  partial = null;
+  save();
+}
+
 function busy(now) {
+  const keyboard = (now ? at("send") : at("stop")).matches(":focus-visible");
   at("send").hidden = now;
   at("stop").hidden = !now;
   at("fresh").disabled = now;
+  // A screen reader reads the answer once it is whole.
+  at("log").setAttribute("aria-busy", String(now));
+  if (keyboard) (now ? at("stop") : at("prompt")).focus();
 }
 
 // Starting
 
 function restoreChat() {
-  for (const [id, value] of Object.entries(JSON.parse(restore("settings") ?? "{}"))) {
+  for (const [id, value] of Object.entries(restore("settings", {}))) {
     if (KEPT.includes(id) && id !== "model") at(id).value = value;
   }
-  messages = JSON.parse(restore("messages") ?? "[]");
-  messages.forEach((message) => new Bubble(message));
+  messages = restore("messages", []);
+  const bubbles = messages.map((message) => new Bubble(message));
+  if (messages.at(-1)?.tool_calls) bubbles.at(-1).askResults();
+  at("prompt").value = restore("prompt", "");
   at("log").scrollTop = at("log").scrollHeight;
 }
 
 async function fillModels() {
   try {
     const { data } = await read("/v1/models");
-    const wanted = JSON.parse(restore("settings") ?? "{}").model;
+    const wanted = restore("settings", {}).model;
     at("model").replaceChildren(...data.map(({ id }) => new Option(id, id, false, id === wanted)));
   } catch (error) {
     speed = error.message;
@@ -286,6 +317,16 @@ at("prompt").addEventListener("keydown", (event) => {
 
 at("stop").addEventListener("click", () => running?.abort());
 
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") running?.abort();
+});
+
+// A page that is left in the middle of an answer keeps what came of it.
+addEventListener("pagehide", () => {
+  keep();
+  save();
+});
+
 at("fresh").addEventListener("click", () => {
   messages = [];
   at("log").replaceChildren();
@@ -293,10 +334,12 @@ at("fresh").addEventListener("click", () => {
   at("prompt").focus();
 });
 
-at("tune").addEventListener("click", () => {
-  at("controls").hidden = !at("controls").hidden;
-  at("tune").setAttribute("aria-expanded", String(!at("controls").hidden));
-});
+function tune(shown) {
+  at("controls").hidden = !shown;
+  at("tune").setAttribute("aria-expanded", String(shown));
+}
+
+at("tune").addEventListener("click", () => tune(at("controls").hidden));
 
 at("controls").addEventListener("change", save);
 at("model").addEventListener("change", save);
@@ -305,6 +348,7 @@ at("key").addEventListener("change", () => {
   fillModels();
 });
 
+tune(matchMedia("(min-width: 60rem)").matches);
 restoreChat();
 fillModels();
 showMemory();

@@ -97,6 +97,13 @@ llama.cpp keeps keys and values in float16; measured 0.07 on the tiny model."""
 ENGINE_TIE_STD = 0.1
 """Deviations between the best two logits under which the engines may choose different tokens; measured: none does."""
 
+BATCH_STD = 0.3
+"""Deviations between a sequence's logits in a batch and alone: llama.cpp has other kernels for several rows, and a code
+of an activation that falls the other way is felt; mostly 0, measured at most 0.04 (tiny model) and 0.11 (0.5B)."""
+
+BATCH_TIE_STD = 0.3
+"""Deviations between two tokens' logits under which a batch may choose the other one."""
+
 MERGED_WEIGHTS = 1e-6
 """Of a tensor's largest weight: a LoRA merge in float32 against PEFT's, sums of a few products in another order."""
 

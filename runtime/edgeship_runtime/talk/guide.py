@@ -49,12 +49,11 @@ class AnswerGuide:
         return None
 
     def restrict(self, scores: NDArray[np.float32]) -> None:
-        """Ban what the grammar forbids; before it applies, the end of the answer."""
-        if self._matcher is None:
-            return
+        """Ban what the grammar forbids; before it applies, and inside the thought, the end of the answer."""
         if self._answering:
-            self._matcher.restrict(scores)
-        else:
+            if self._matcher is not None:
+                self._matcher.restrict(scores)
+        elif self._matcher is not None or self._parser.state == "thinking":
             scores[self._ends] = -np.inf
 
     def accept(self, token: int) -> None:

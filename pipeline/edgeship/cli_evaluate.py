@@ -27,6 +27,12 @@ def evaluate(
     reference: Annotated[
         Path, typer.Option("--reference", metavar="CHECKPOINT", help="The checkpoint's directory: the float model.")
     ],
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--adapter", metavar="DIR", help="A LoRA adapter that was merged into the artifacts; repeatable, in order."
+        ),
+    ] = None,
     text: Annotated[
         Path | None, typer.Option("--text", metavar="FILE", help="Plain text; else one that Python brings.")
     ] = None,
@@ -66,6 +72,7 @@ def evaluate(
         greedy=greedy,
         threads=threads,
         progress=progress_for(quiet=as_json),
+        adapters=adapter or (),
     )
     if plot is not None:
         names = _names(found)

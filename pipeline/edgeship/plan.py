@@ -21,7 +21,7 @@ from edgeship.encodings import ENCODINGS, Encoding
 from edgeship.errors import PlanError
 from edgeship.footprint import Footprint, footprint
 from edgeship.quant import mixes
-from edgeship.recipe import Format, Recipe
+from edgeship.recipe import Format, Recipe, RopeScaling
 
 ROPE_ROWS = 32768
 """Rows of the rotary tables at most, unless the recipe's context is longer: 16 MB at head size 128."""
@@ -149,7 +149,7 @@ def make_plan(
     `chosen` are names of encodings by role key that replace what the scheme has for these tensors. What cannot be
     exported is listed in `conflicts`. Raises ArchitectureError at a config that is not known.
     """
-    decoder = _extended(archs.read(_with_scaling(recipe, config), file))
+    decoder = read_decoder(config, recipe.rope_scaling, file)
     if decoder.layers > MAX_LAYERS:
         raise PlanError(
             f"{file}: num_hidden_layers: expected at most {MAX_LAYERS}, found {decoder.layers}.",
@@ -239,10 +239,18 @@ def read_plan(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
     return plan_checkpoint(recipe, read_config(path), str(path / "config.json"))
 
 
-def _with_scaling(recipe: Recipe, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    if recipe.rope_scaling is None:
+def read_decoder(config: Mapping[str, Any], scaling: RopeScaling | None, file: str) -> Decoder:
+    """The decoder of a config.json, its rotary embedding scaled as a recipe says, positions as YaRN extends them.
+
+    Raises ArchitectureError at a config that is not known.
+    """
+    return _extended(archs.read(_with_scaling(scaling, config), file))
+
+
+def _with_scaling(scaling: RopeScaling | None, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    if scaling is None:
         return config
-    block, written = recipe.rope_scaling.block(), config.get("rope_parameters")
+    block, written = scaling.block(), config.get("rope_parameters")
     if isinstance(written, Mapping):  # the layout of transformers 5: the base lies inside the block
         base = {k: v for k, v in written.items() if k == "rope_theta"}
         return {**config, "rope_parameters": base | block}

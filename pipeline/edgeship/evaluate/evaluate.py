@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -10,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from edgeship import archs
 from edgeship.archs.base import Decoder
+from edgeship.checkpoint.adapters import Adapter, merge, open_adapters
 from edgeship.checkpoint.checkpoint import Checkpoint, account, open_checkpoint
 from edgeship.errors import ArtifactError, DependencyError, EdgeshipError, ResourceError, UsageError
 from edgeship.evaluate.measures import NGRAM, SOURCE, Fidelity, repetition
 from edgeship.evaluate.sources import PassLogits, compare, continue_engine, continue_pass, engine_logits, prompts
 from edgeship.evaluate.windows import Windows, read_windows
+from edgeship.plan import read_decoder
 from edgeship.progress import Progress
+from edgeship.recipe import RopeScaling
 from edgeship.reference.weights import CheckpointWeights, Weights
 from edgeship.tokenizer import TOKENIZER, open_tokenizer, special_tokens
 from edgeship_runtime.engines import open_engine
@@ -76,6 +80,7 @@ class _Reference:
     tokenizer: Tokenizer
     windows: Windows
     stop: tuple[int, ...]
+    adapters: tuple[Adapter, ...]
 
     @property
     def nbytes(self) -> int:
@@ -96,21 +101,20 @@ def evaluate(
     greedy: int,
     threads: int | None,
     progress: Progress,
+    adapters: Sequence[Path] = (),
 ) -> Evaluation:
     """Compare artifacts with the checkpoint at `reference` over `tokens` tokens of a text, `window` at a time.
 
     `window` None: 512, or as many as the model has positions.
     A directory with both formats counts as two artifacts; `greedy` tokens are continued from the text's beginnings, 0
-    for none. Raises EdgeshipError of every kind but those of recipes.
+    for none. The float model is the checkpoint with the `adapters` merged, which have to be those that the artifacts
+    were made with, and with their rope_scaling. Raises EdgeshipError of every kind but those of recipes.
     """
     with _as_ours():
         found = [each for path in artifacts for each in _formats(path)]
-    opened = _open(reference, text, tokens, window)
+    opened = _open(reference, text, tokens, window, _scaling(found), adapters)
     for directory, manifest in found:
-        _check_same_model(directory, manifest, opened.decoder)
-        for key in ("adapters", "rope_scaling"):
-            if manifest.recipe.get(key):
-                progress.note(f"{directory} was made with {key}; it is compared with the checkpoint as it is")
+        _check_same_model(directory, manifest, opened)
     windows = opened.windows
     texts: list[list[int]] = []
     with _reference_logits(opened, progress) as logits:
@@ -127,10 +131,18 @@ def evaluate(
     )
 
 
-def _open(reference: Path, text: Path | None, tokens: int, window: int | None) -> _Reference:
+def _open(
+    reference: Path,
+    text: Path | None,
+    tokens: int,
+    window: int | None,
+    scaling: RopeScaling | None,
+    paths: Sequence[Path],
+) -> _Reference:
     source = open_checkpoint(reference)
-    decoder = archs.read(source.config, str(reference / "config.json"))
-    tensors = account(source, decoder.roles())
+    decoder = read_decoder(source.config, scaling, str(reference / "config.json"))
+    adapters = open_adapters([str(path) for path in paths], decoder)
+    tensors = merge(account(source, decoder.roles()), decoder.roles(), adapters)
     if window is None:
         window = min(WINDOW, decoder.max_positions)
     if window > decoder.max_positions:
@@ -139,7 +151,42 @@ def _open(reference: Path, text: Path | None, tokens: int, window: int | None) -
     tokenizer = open_tokenizer(reference / TOKENIZER, decoder.vocab_size)
     windows = read_windows(tokenizer, text, tokens, window, reference)
     stop = special_tokens(reference, source.config, tokenizer).eos
-    return _Reference(source, decoder, CheckpointWeights(tensors), tokenizer, windows, stop)
+    return _Reference(source, decoder, CheckpointWeights(tensors), tokenizer, windows, stop, adapters)
+
+
+def _scaling(found: Sequence[tuple[Path, Manifest]]) -> RopeScaling | None:
+    """The rope_scaling that all artifacts were made with; raises UsageError where they differ."""
+    scalings = [(directory, manifest.recipe.get("rope_scaling")) for directory, manifest in found]
+    for directory, scaling in scalings:
+        if scaling != scalings[0][1]:
+            raise UsageError(
+                f"{directory}: expected the rope_scaling of {scalings[0][0]}, {json.dumps(scalings[0][1])}, found "
+                f"{json.dumps(scaling)}: they have no float model in common.",
+                hint="evaluate them one after the other",
+            )
+    try:
+        return RopeScaling.model_validate(scalings[0][1]) if scalings[0][1] else None
+    except ValidationError:
+        raise ArtifactError(
+            f"{scalings[0][0]}: edgeship.json: recipe.rope_scaling: expected what a recipe says, found "
+            f"{json.dumps(scalings[0][1])[:100]}.",
+            hint="export the artifact again",
+        ) from None
+
+
+def _check_adapters(directory: Path, manifest: Manifest, adapters: Sequence[Adapter]) -> None:
+    """What was merged into the artifact has to be merged into the float model; a bare GGUF file does not say."""
+    if "adapters" not in manifest.recipe:
+        return
+    listed = manifest.recipe["adapters"] or []
+    made = [each.get("sha256") if isinstance(each, dict) else None for each in listed]
+    if made != [adapter.sha256 for adapter in adapters]:
+        names = ", ".join(str(each.get("name") if isinstance(each, dict) else each) for each in listed) or "none"
+        found = ", ".join(adapter.path.name for adapter in adapters) or "none"
+        raise UsageError(
+            f"{directory}: expected the adapters that were merged into it, {names}, found {found}.",
+            hint="pass --adapter DIR for each, in the recipe's order" if listed else "leave --adapter out",
+        )
 
 
 @contextmanager
@@ -207,8 +254,9 @@ def _formats(path: Path) -> list[tuple[Path, Manifest]]:
     return found
 
 
-def _check_same_model(directory: Path, manifest: Manifest, decoder: Decoder) -> None:
-    facts = manifest.model
+def _check_same_model(directory: Path, manifest: Manifest, opened: _Reference) -> None:
+    facts, decoder = manifest.model, opened.decoder
+    _check_adapters(directory, manifest, opened.adapters)
     pairs = {
         "tokens in the vocabulary": (decoder.vocab_size, facts.vocab_size),
         "layers": (decoder.layers, facts.layers),

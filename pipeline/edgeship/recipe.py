@@ -129,6 +129,13 @@ class Scheme(Frozen):
         silent = {"mix", *(("body", "embeddings", "head") if self.mixed else ("mixed",))}
         return {k: v for k, v in values.items() if k not in silent}
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether calibration text has a say in how weights are stored."""
+        types = () if self.mix or self.mixed else (self.body, self.embeddings, self.head)
+        by_ggml = any(e.quantized and not e.on_grid for e in (encoding_of(t, self.group_size) for t in types))
+        return self.algorithm != "rtn" or self.mixed is not None or self.mix is not None or by_ggml
+
     def encoding(self, part: Literal["body", "embeddings", "head"]) -> Encoding:
         """The encoding of a part's weights, in a scheme without a mix."""
         assert self.mix is None, "a mix chooses by tensor"
@@ -271,6 +278,11 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _of_the_exporter(self) -> Self:
         refuse_misplaced(self.exporter, changed(self), changed(self.accept))
+        if self.exporter == "native" and self.calibration is not None and not self.scheme.calibrates:
+            text = (
+                "rounding to nearest looks at no text: set scheme.algorithm (rtn-search, gptq), or remove calibration"
+            )
+            raise PydanticCustomError("unused", text, {"key": "calibration"})
         return self
 
     @property

@@ -22,6 +22,7 @@ from edgeship.plan import read_plan
 from edgeship.recipe import Recipe
 from edgeship.schema import EXTENDS
 from edgeship.sizes import format_count, format_size
+from edgeship_runtime.server import options
 
 _BLOCK = re.compile(r"(<!-- generated: ([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -117,6 +118,16 @@ def exit_codes_table() -> str:
     return _markdown(("exit code", "meaning"), [*rows, ("130", "Interrupted")])
 
 
+def server_limits_table() -> str:
+    """Every limit of the server, with its default."""
+    rows = [
+        (f"`{options.flag(name)}`", options.shown(name, "{}") or "–", text)
+        for group in options.GROUPS.values()
+        for name, _, text in group
+    ]
+    return _markdown(("option of `serve`", "default", "meaning"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "recipe fields": fields_table,
     "encodings": encodings_table,
@@ -124,6 +135,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "devices": devices_table,
     "device fields": device_fields_table,
     "exit codes": exit_codes_table,
+    "server limits": server_limits_table,
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from edgeship_runtime import __version__
 from edgeship_runtime.console import INTERRUPTED, print_json, safe
 from edgeship_runtime.errors import ArtifactError, EdgeshipRuntimeError, ResourceError, UsageError
+from edgeship_runtime.server.options import add_serve, add_service
 
 PIPE_CLOSED = 141
 """128 + SIGPIPE: whoever read our output has seen enough."""
@@ -126,8 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_compare(commands)
     _add_doctor(commands)
-    _add_serve(commands)
-    _add_service(commands)
+    add_serve(commands, _command, _add_engine)
+    add_service(commands, _command, _add_engine)
     return parser
 
 
@@ -220,59 +221,6 @@ def _add_doctor(commands: Any) -> None:
     description = "say what this machine is, what it lacks, and whether engines and an artifact run on it"
     parser = _command(commands, "doctor", description, "doctor artifacts/tiny-int4", artifacts="?")
     parser.add_argument("--json", action="store_true", help="print one object")
-
-
-def _add_serve(commands: Any) -> None:
-    description = "answer OpenAI's and Ollama's clients over HTTP, on this machine unless told otherwise"
-    parser = _command(commands, "serve", description, "serve artifacts/tiny-int4 --port 8080", artifacts="*")
-    parser.add_argument("--new-key", metavar="NAME", help="add a key to --api-key-file, print it once, and end")
-    _add_server(parser)
-
-
-def _add_service(commands: Any) -> None:
-    description = "serve artifacts as a systemd service of this user, started again when it fails"
-    parser: argparse.ArgumentParser = commands.add_parser("service", help=description, description=description)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
-    example = "service install artifacts/tiny-int4 --port 8080"
-    install = _command(actions, "install", "write the unit and start it", example, artifacts="*")
-    first = len(install._actions)
-    _add_server(install)
-    install.set_defaults(server_options=install._actions[first:])
-    install.add_argument("--print", action="store_true", help="show the unit; write and start nothing")
-    for name, text in (("uninstall", "end the service and remove its unit"), ("status", "say how the service is")):
-        example = f"example:\n  edgeship-runtime service {name}"
-        form = argparse.RawDescriptionHelpFormatter
-        actions.add_parser(name, help=text, description=text, epilog=example, formatter_class=form, allow_abbrev=False)
-    for each in actions.choices.values():
-        each.add_argument("--name", default="edgeship", help="of the service (%(default)s)")
-        each.add_argument("--json", action="store_true", help="print one object")
-
-
-def _add_server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; beyond loopback a key is needed")
-    parser.add_argument("--port", type=int, default=8080, help="0 chooses one (%(default)s)")
-    group = parser.add_argument_group("access")
-    group.add_argument("--api-key-file", metavar="FILE", help="hashes of the keys that are let in")
-    group.add_argument("--requests-per-minute", type=int, metavar="N", help="of one client, 0: any number (600)")
-    group = parser.add_argument_group("limits")
-    group.add_argument("--memory-mb", type=float, metavar="MB", help="unload idle models above it (default: never)")
-    group.add_argument(
-        "--parallel", type=int, metavar="N", help="answers at once, llama.cpp only (default: up to 4, by memory)"
-    )
-    group.add_argument("--queue-limit", type=int, metavar="N", help="requests that wait (64)")
-    group.add_argument("--timeout", type=float, metavar="S", help="seconds for a request, with its wait (600)")
-    group.add_argument("--stuck", type=float, metavar="S", help="seconds without a sign from the engine (600)")
-    group.add_argument("--grace", type=float, metavar="S", help="seconds for running answers at the end (10)")
-    group.add_argument("--max-body", type=int, metavar="BYTES", help="of a request (4194304)")
-    group.add_argument("--max-messages", type=int, metavar="N", help="of a conversation (1000)")
-    group.add_argument("--max-inputs", type=int, metavar="N", help="texts in one request (256)")
-    group.add_argument("--max-prompt-tokens", type=int, metavar="N", help="of one prompt (131072)")
-    group.add_argument("--max-tokens", type=int, metavar="N", help="to generate for one request (32768)")
-    group = parser.add_argument_group("conversations that wait")
-    group.add_argument("--prefix-memory-mb", type=float, metavar="MB", help="for what a model made of them (128)")
-    group.add_argument("--prefix-dir", metavar="DIR", help="keep it there when the server ends (default: nowhere)")
-    group.add_argument("--prefix-disk-mb", type=float, metavar="MB", help="what it takes there, of each model (1024)")
-    _add_engine(parser)
 
 
 def _add_measurement(parser: argparse.ArgumentParser, *, prompt: int, decode: int) -> None:

@@ -22,8 +22,8 @@ from edgeship_runtime.server.serve import listen, read_settings
 from edgeship_runtime.server.settings import Settings, check
 
 _LINGER = Path("/var/lib/systemd/linger")
-_PATHS = ("api_key_file", "lora")
-"""Options whose values are paths; those of a unit are absolute."""
+_PATHS = ("FILE", "DIR")
+"""How values that are paths are called, or begin to be; those of a unit are absolute."""
 
 
 def service(args: argparse.Namespace) -> int:
@@ -85,11 +85,7 @@ def _service(args: argparse.Namespace, settings: Settings) -> systemd.Service:
         program=sys.executable,
         # -P: no module is taken from the directory that the service happens to start in.
         arguments=["-P", "-m", "edgeship_runtime", "serve", *_options(args), "--", *names],
-        memory_bytes=systemd.memory_limit(
-            {name: locate(path) for name, path in settings.artifacts.items()},
-            context=settings.context,
-            memory_mb=settings.memory_mb,
-        ),
+        memory_bytes=systemd.memory_limit(settings),
         grace_s=settings.grace_s,
     )
 
@@ -106,7 +102,7 @@ def _options(args: argparse.Namespace) -> list[str]:
             words.append(flag)
             continue
         for each in value if isinstance(value, list) else [value]:
-            words.append(f"{flag}={Path(each).absolute() if option.dest in _PATHS else each}")
+            words.append(f"{flag}={Path(each).absolute() if (option.metavar or '').startswith(_PATHS) else each}")
     return words
 
 

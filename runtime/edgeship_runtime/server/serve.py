@@ -14,27 +14,13 @@ from edgeship_runtime.commands import engine_options
 from edgeship_runtime.errors import ResourceError, UsageError, missing_package
 from edgeship_runtime.manifest import locate, read_manifest
 from edgeship_runtime.server.keys import new_key, read_keys
+from edgeship_runtime.server.options import LIMITS, dest
 from edgeship_runtime.server.settings import Settings, check, name_artifacts
 
 if TYPE_CHECKING:
     import uvicorn
 
     from edgeship_runtime.server.app import Server
-
-_LIMITS = (
-    "memory_mb",
-    "prefix_memory_mb",
-    "prefix_disk_mb",
-    "parallel",
-    "queue_limit",
-    "requests_per_minute",
-    "max_body",
-    "max_messages",
-    "max_inputs",
-    "max_prompt_tokens",
-    "max_tokens",
-)
-_TIMES = ("timeout", "stuck", "grace")
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -61,8 +47,8 @@ def read_settings(args: argparse.Namespace) -> Settings:
     """The settings that a command line asks for; raises UsageError."""
     if not args.artifact:
         raise UsageError("no artifact to serve", hint="give one or more: edgeship-runtime serve artifacts/NAME")
-    given: dict[str, Any] = {name: getattr(args, name) for name in _LIMITS if getattr(args, name) is not None}
-    given |= {f"{name}_s": getattr(args, name) for name in _TIMES if getattr(args, name) is not None}
+    asked = {name: getattr(args, dest(name)) for name in LIMITS}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     return Settings(
         artifacts=name_artifacts(args.artifact),
         host=args.host,

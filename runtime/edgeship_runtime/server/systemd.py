@@ -6,13 +6,17 @@ capabilities (ProtectSystem=, PrivateTmp=, CapabilityBoundingSet=) keep a user s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeship_runtime.console import safe
+from edgeship_runtime.engines import FORMAT_OF, formats
 from edgeship_runtime.errors import UsageError
 from edgeship_runtime.info import describe
+from edgeship_runtime.manifest import locate
+from edgeship_runtime.server.lanes import MOST_LANES
+from edgeship_runtime.server.settings import Settings
 
 MARK = "# Written by `edgeship-runtime service install`, which replaces it."
 """First line of a unit that may be replaced and removed."""
@@ -34,24 +38,27 @@ class Service:
     grace_s: float
 
 
-def memory_limit(artifacts: Mapping[str, Path], *, context: int | None, memory_mb: float | None) -> int:
+def memory_limit(settings: Settings) -> int:
     """Bytes above which the service is ended: what its manifests say it needs, and a quarter more.
 
     A manifest's `budgets.ram_mb` is taken as it stands. Without one: weights twice (engines keep a copy in their own
-    layout), KV cache and tokenizer. `memory_mb`: where idle models are unloaded above it. Raises ArtifactError.
+    layout), KV caches and tokenizer. Of models that are unloaded above `memory_mb` the largest. Raises ArtifactError.
     """
-    needs = [_need_bytes(path, context) for path in artifacts.values()]
-    total = sum(needs) if memory_mb is None else max([*needs, memory_mb * 1e6 - _BASE_BYTES])
+    needs = [_need_bytes(path, settings) for path in settings.artifacts.values()]
+    limit = settings.memory_mb
+    total = sum(needs) if limit is None else max([*needs, limit * 1e6 - _BASE_BYTES])
     return round((total + _BASE_BYTES) * _HEADROOM)
 
 
-def _need_bytes(path: Path, context: int | None) -> float:
-    facts = describe(path)
+def _need_bytes(path: Path, settings: Settings) -> float:
+    facts = describe(locate(path, formats(settings.engine_options.get("engine"))))
     model, budget = facts["model"], facts["budgets"]["ram_mb"]
-    if budget is not None and context is None:
-        return float(budget) * 1e6
-    cache = facts["kv_cache"]["bytes_per_token"] * (context or model["default_context"])
-    return float(2 * sum(facts["files"].values()) + cache + _TOKENIZER_BYTES * model["vocab_size"])
+    kept = settings.prefix_memory_mb * 1e6
+    if budget is not None and settings.context is None:
+        return float(budget) * 1e6 + kept
+    lanes = (settings.parallel or MOST_LANES) if facts["format"] == FORMAT_OF["llamacpp"] else 1
+    cache = lanes * facts["kv_cache"]["bytes_per_token"] * (settings.context or model["default_context"])
+    return float(2 * sum(facts["files"].values()) + cache + _TOKENIZER_BYTES * model["vocab_size"]) + kept
 
 
 def unit(service: Service, *, version: int | None = None) -> str:

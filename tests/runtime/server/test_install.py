@@ -140,22 +140,26 @@ class TestUnit:
 class TestMemory:
     def test_it_covers_what_the_artifact_needs(self, artifact: Path) -> None:
         def limit(**given: Any) -> int:
-            return systemd.memory_limit({"a": artifact}, **({"context": None, "memory_mb": None} | given))
+            return systemd.memory_limit(Settings(artifacts={"a": artifact}, **given))
 
         size = sum(file.stat().st_size for file in artifact.iterdir())
         assert limit() > 250e6 + 2 * size
         assert limit(context=100_000) > limit()
+        assert limit(prefix_memory_mb=500) == limit(prefix_memory_mb=100) + 500_000_000
         assert limit(memory_mb=2000) == pytest.approx(2500e6)
 
     def test_a_budget_is_taken_as_it_stands(self, artifact: Path, tmp_path: Path) -> None:
+        def limit(*names: str, **given: Any) -> int:
+            artifacts = dict.fromkeys(names, tmp_path / "copy")
+            return systemd.memory_limit(Settings(artifacts=artifacts, prefix_memory_mb=0, **given))
+
         shutil.copytree(artifact, tmp_path / "copy")
         manifest = json.loads((tmp_path / "copy/edgeship.json").read_text())
         manifest["budgets"]["ram_mb"] = 750
         (tmp_path / "copy/edgeship.json").write_text(json.dumps(manifest))
-        assert systemd.memory_limit({"a": tmp_path / "copy"}, context=None, memory_mb=None) == 1_250_000_000
-        both = {"a": tmp_path / "copy", "b": tmp_path / "copy"}
-        assert systemd.memory_limit(both, context=None, memory_mb=None) > 2_000_000_000
-        assert systemd.memory_limit(both, context=None, memory_mb=1000) == 1_250_000_000
+        assert limit("a") == 1_250_000_000
+        assert limit("a", "b") > 2_000_000_000
+        assert limit("a", "b", memory_mb=1000) == 1_250_000_000
 
 
 class TestInstall:
@@ -257,7 +261,13 @@ class TestInstall:
         for option in plain["server_options"]:
             words.append(option.option_strings[-1])
             if option.nargs != 0:
-                words.append("7" if option.type else f"{tmp_path}/x=1" if option.dest == "lora" else str(tmp_path))
+                words.append(
+                    "7"
+                    if option.type in (int, float)
+                    else f"{tmp_path}/x=1"
+                    if option.dest == "lora"
+                    else str(tmp_path)
+                )
         args = parser.parse_args(["service", "install", str(artifact), *words])
         again = vars(parser.parse_args(["serve", *install._options(args), "--", str(artifact)]))
         given = {option.dest: getattr(args, option.dest) for option in plain["server_options"]}

@@ -152,6 +152,10 @@ bench-plan: .venv/.test .venv/.llamacpp ## what plan expects of this machine bes
 bench-prefix: .venv/.test .venv/.llamacpp ## the second turn of a long chat beside the first, also after a restart: ARTIFACT=...
 	@$(BIN)/python tests/bench/compare_prefix.py $(wildcard $(ARTIFACT)/onnx $(ARTIFACT)/gguf) $(BENCH)
 
+bench-serve: .venv/.test .venv/.llamacpp ## 50 streaming clients for five minutes: right texts, steady memory (BENCH="--duration 20")
+	@test -d $(OUT)/tiny-int4 || $(BIN)/edgeship export tiny-int4 --out $(OUT)
+	@$(BIN)/python tests/bench/load.py $(OUT)/tiny-int4 $(BENCH)
+
 train: .venv/.test ## train the embedded tiny model again (half an hour on two cores)
 	@$(BIN)/python -m edgeship.tiny.train --out $(OUT)/tiny-checkpoint
 

@@ -1,8 +1,13 @@
+import { readFileSync } from "node:fs";
+
 import { defineConfig } from "vite";
+
+const wllama = JSON.parse(readFileSync(new URL("node_modules/@wllama/wllama/package.json", import.meta.url), "utf8")) as { version: string };
 
 export default defineConfig({
   // A site may lie in a folder of a host.
   base: "./",
+  define: { __WLLAMA__: JSON.stringify(wllama.version) }, // the package does not say its own
   worker: { format: "es" },
   build: {
     target: "es2022",

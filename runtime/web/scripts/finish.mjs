@@ -17,7 +17,11 @@ const BUILDS = {
   "webgpu-jspi": ["ort.jspi.min.mjs", "ort-wasm-simd-threaded.jspi.mjs", "ort-wasm-simd-threaded.jspi.wasm"],
   "webgpu-asyncify": ["ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"],
 };
-const WLLAMA = { "wllama.min.js": "@wllama/wllama/esm/index.min.js", "wllama.wasm": "@wllama/wllama/esm/wasm/wllama.wasm" };
+const WLLAMA = {
+  "wllama.min.js": "@wllama/wllama/esm/index.min.js",
+  "single-thread.wasm": "@wllama/wllama/esm/single-thread/wllama.wasm",
+  "multi-thread.wasm": "@wllama/wllama/esm/multi-thread/wllama.wasm",
+};
 
 const digest = (path) => createHash("sha256").update(readFileSync(path)).digest("hex");
 

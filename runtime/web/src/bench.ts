@@ -14,7 +14,8 @@ export async function measure(
   progress: (what: string, share: number) => void,
   stopped: () => boolean,
 ): Promise<BenchReport> {
-  const { engine, loaded, manifest } = model;
+  const { loaded, manifest } = model;
+  const engine = model.engine?.sequence;
   if (!engine || !loaded) throw notLoaded();
   const { decode_tokens, repeats } = options;
   const prompt_tokens = Math.min(options.prompt_tokens, engine.context - decode_tokens);

@@ -1,11 +1,12 @@
 import type { Wllama } from "@wllama/wllama";
 
-import type { Answer, AnswerOptions, Engine, FinishReason, Scores } from "./engine";
+import type { Scores, Sequence } from "./engine";
 import { AppError, asAppError } from "./errors";
 import type { Manifest, Sampling } from "./manifest";
 
-const MOST_SCORES = 100; // log probabilities that are asked for; acceptance files name up to 20 ids
-const WHOLE_FILE = 2 ** 31; // bytes; wllama takes no larger file
+const CHUNK = 128; // tokens of a prompt per call: a stop comes in between
+const MOST_SCORES = 200; // log probabilities that are asked for; acceptance files name up to 100 ids
+const TOO_LARGE = 2 ** 31; // bytes; wllama takes no such file
 
 export interface GgufOptions {
   readonly threads: number;
@@ -14,186 +15,122 @@ export interface GgufOptions {
   readonly base: URL;
 }
 
-/** Load a GGUF artifact in llama.cpp's WASM build; AppError where the browser, the file or the memory does not allow it. */
-export async function openGguf(model: Blob, manifest: Manifest, options: GgufOptions): Promise<Engine> {
-  if (model.size >= WHOLE_FILE) {
+/**
+ * Load a GGUF artifact in llama.cpp's WASM build; AppError where the browser, the file or the memory does not allow it.
+ *
+ * wllama 2: version 3 takes text only, so that a sealed prompt could not be given as its token ids.
+ */
+export async function openGguf(model: Blob, manifest: Manifest, options: GgufOptions): Promise<Sequence> {
+  if (model.size >= TOO_LARGE) {
     throw new AppError(
       `${manifest.modelFile} has ${Math.round(model.size / 1e6)} MB; llama.cpp in a browser takes files below 2147 MB.`,
       "Use the artifact's ONNX format, a smaller model, or fewer bits.",
     );
   }
-  if (!memory64()) {
-    throw new AppError(
-      "This browser has no 64-bit WebAssembly memory, which llama.cpp's build needs.",
-      "Use the artifact's ONNX format, or a newer browser (Chrome 133, Firefox 134).",
-    );
-  }
+  // wllama resolves addresses against the document, which a worker does not have.
+  Object.assign(globalThis, { document: { baseURI: options.base.href } });
   const module = (await import(/* @vite-ignore */ new URL("wllama.min.js", options.base).href)) as typeof import("@wllama/wllama");
   const said: string[] = [];
   const silent = () => undefined;
   const note = (...words: unknown[]) => void said.push(words.map(String).join(" ").slice(0, 200));
+  const url = (threads: string) => new URL(`${threads}-thread.wasm`, options.base).href;
   const wllama = new module.Wllama(
-    { default: new URL("wllama.wasm", options.base).href },
-    { suppressNativeLog: false, logger: { debug: silent, log: silent, warn: silent, error: note }, allowOffline: true },
+    { "single-thread/wllama.wasm": url("single"), "multi-thread/wllama.wasm": url("multi") },
+    { logger: { debug: silent, log: silent, warn: silent, error: note } },
   );
-  wllama.setCompat(null as never); // the usual one would come from another host
   try {
     await wllama.loadModel([model], {
       n_ctx: options.context,
+      n_batch: Math.min(CHUNK, options.context),
       n_threads: options.threads,
-      n_gpu_layers: 0,
-      n_parallel: 1,
-      n_batch: 512,
-      warmup: false,
-      cache_type_k: "f16",
-      cache_type_v: "f16",
     });
   } catch (cause) {
-    const error = asAppError(said.length ? new Error(`${(cause as Error).message} ${said.at(-1)}`) : cause);
+    const error = asAppError(new Error([(cause as Error).message, said.at(-1)].filter(Boolean).join("; ")));
     await wllama.exit().catch(silent);
     throw new AppError(`wllama cannot load the model: ${error.message}`, error.hint);
   }
-  const version = module.Wllama.getLibllamaVersion();
-  return new GgufEngine(wllama, `wllama (llama.cpp ${version})`, options.context);
+  return new GgufSequence(wllama, manifest, options.context, said);
 }
 
-interface TokenProbability {
-  readonly id: number;
-  readonly logprob: number;
-  readonly top_logprobs?: readonly TokenProbability[];
-}
-
-interface Completion {
-  readonly choices: readonly {
-    readonly finish_reason: string | null;
-    readonly logprobs: { readonly content: readonly TokenProbability[] } | null;
-  }[];
-  readonly usage?: { readonly prompt_tokens_details?: { readonly cached_tokens?: number } } | null;
-  readonly timings?: { readonly cache_n?: number; readonly prompt_ms?: number };
-}
-
-class GgufEngine implements Engine {
+class GgufSequence implements Sequence {
+  readonly name = `wllama ${__WLLAMA__}`;
   readonly kernels = "wasm-simd llama.cpp";
   readonly threads: number;
-  private useCache = true;
+  readonly vocabSize: number;
+  readonly chunk = CHUNK;
 
   constructor(
     private readonly wllama: Wllama,
-    readonly name: string,
+    manifest: Manifest,
     readonly context: number,
+    /** What llama.cpp said of its errors; the last is the newest. */
+    private readonly said: string[],
   ) {
     this.threads = wllama.getNumThreads() || 1;
+    this.vocabSize = manifest.vocabSize;
   }
 
-  async answer(prompt: readonly number[], options: AnswerOptions, give: (id: number) => void, stopped: () => boolean): Promise<Answer> {
-    this.checkRoom(prompt);
-    const start = performance.now();
-    const ends = new Set(options.endIds);
-    const ids: number[] = [];
-    const abort = new AbortController();
-    const most = Math.min(options.maxTokens, this.context - prompt.length);
-    let finish: FinishReason = most < options.maxTokens ? "context" : "length";
-    let first = 0;
-    let prefilled = 0;
-    let cached = 0;
-    const take = (chunk: Completion) => {
-      cached = chunk.timings?.cache_n ?? cached;
-      for (const token of chunk.choices[0]?.logprobs?.content ?? []) {
-        if (abort.signal.aborted) return;
-        first ||= performance.now();
-        prefilled ||= (chunk.timings?.prompt_ms ?? 0) / 1000;
-        if (ends.has(token.id)) finish = "stop";
-        else if (stopped()) finish = "cancelled";
-        else {
-          ids.push(token.id);
-          give(token.id);
-          continue;
-        }
-        abort.abort();
-      }
-      if (chunk.choices[0]?.finish_reason === "stop" && !abort.signal.aborted) finish = "stop";
-    };
-    await this.complete({ prompt, max_tokens: most, ignore_eos: !ends.size, ...words(options.sampling), stream: true, onData: take, abortSignal: abort.signal });
-    const end = performance.now();
-    const stats = {
-      promptTokens: prompt.length,
-      cachedTokens: cached,
-      tokens: ids.length,
-      ttft: ((first || end) - start) / 1000,
-      prefill: prefilled || ((first || end) - start) / 1000,
-      decode: (end - (first || end)) / 1000,
-      steps: Math.max(ids.length - 1, 0),
-    };
-    return { ids, finish, stats };
+  evaluate(ids: readonly number[], last: boolean): Promise<void> {
+    return this.call(async () => void (await this.wllama.decode([...ids], { skipLogits: !last })));
   }
 
-  async scores(tokens: readonly number[], wanted: readonly number[]): Promise<Scores> {
-    this.checkRoom(tokens);
-    const answer = (await this.complete({
-      prompt: tokens,
-      max_tokens: 1,
-      temperature: 0,
-      logprobs: Math.max(MOST_SCORES, wanted.length),
-    })) as Completion;
-    const first = answer.choices[0]?.logprobs?.content[0];
-    if (!first) throw new AppError("wllama gave no probabilities", "The engine is another than this page was made for.");
-    const known = new Map((first.top_logprobs ?? []).map((each) => [each.id, each.logprob]));
-    const best = [...known].reduce((a, b) => (b[1] > a[1] ? b : a))[0];
-    return { best, kind: "log probabilities", score: (id) => known.get(id) ?? null, logSum: 0 };
+  truncate(length: number): Promise<void> {
+    return this.call(() => (length ? this.wllama.kvRemove(length, -1) : this.wllama.kvClear()));
+  }
+
+  begin(sampling: Sampling, prompt: readonly number[]): Promise<void> {
+    const config = {
+      temp: sampling.temperature,
+      top_k: sampling.topK,
+      top_p: sampling.topP,
+      min_p: sampling.minP,
+      typical_p: 1,
+      penalty_repeat: sampling.repetitionPenalty,
+      penalty_present: sampling.presencePenalty,
+      penalty_freq: 0,
+      penalty_last_n: this.context,
+    };
+    return this.call(() => this.wllama.samplingInit(config, sampling.repetitionPenalty === 1 ? [] : [...prompt]));
+  }
+
+  choose(): Promise<number> {
+    return this.call(async () => {
+      const { token } = await this.wllama.samplingSample();
+      await this.wllama.samplingAccept([token]);
+      return token;
+    });
+  }
+
+  /** wllama gives probabilities: their logarithms are logits less a constant. */
+  scores(): Promise<Scores> {
+    return this.call(async () => {
+      const found = await this.wllama.getLogits(Math.min(MOST_SCORES, this.vocabSize));
+      const known = new Map(found.map(({ token, p }) => [token, Math.log(p)]));
+      return { best: found[0]!.token, kind: "log probabilities", score: (id) => known.get(id) ?? null, logSum: 0 };
+    });
   }
 
   logits(): Promise<Float32Array> {
-    return Promise.reject(new AppError("wllama gives no logits, only the log probabilities of the likeliest tokens"));
+    return Promise.reject(new AppError("wllama gives no logits, only the probabilities of the likeliest tokens"));
   }
 
-  async forget(): Promise<void> {
-    this.useCache = false; // for the next prompt
+  encode(text: string): Promise<number[]> {
+    // llama.cpp does not normalize Unicode, which every Qwen since the second expects; as in edgeship_runtime.llama_tokens.
+    const composed = this.wllama.getModelMetadata().meta["tokenizer.ggml.pre"] === "qwen2";
+    return this.call(() => this.wllama.tokenize(composed ? text.normalize("NFC") : text, true));
   }
 
-  async close(): Promise<void> {
-    await this.wllama.exit();
+  close(): Promise<void> {
+    return this.wllama.exit();
   }
 
-  private checkRoom(prompt: readonly number[]): void {
-    if (prompt.length < this.context) return;
-    throw new AppError(
-      `The conversation has ${prompt.length} tokens and the context is ${this.context}.`,
-      "Start a new chat, or choose a larger context in Settings.",
-    );
-  }
-
-  private async complete(request: Record<string, unknown>): Promise<unknown> {
-    const full = { n_probs: 1, logprobs: 1, cache_prompt: this.useCache, timings_per_token: true, ...request };
-    this.useCache = true;
+  private async call<Result>(act: () => Promise<Result>): Promise<Result> {
+    this.said.length = 0;
     try {
-      return await this.wllama.createCompletion(full as never);
+      return await act();
     } catch (cause) {
-      if ((cause as Error).name === "AbortError") return null;
-      const error = asAppError(cause);
+      const error = asAppError(new Error([(cause as Error).message, this.said.at(-1)].filter(Boolean).join("; ")));
       throw new AppError(`wllama could not run the model: ${error.message}`, error.hint);
     }
-  }
-}
-
-/** Sampling in llama.cpp's words; its samplers run in the order given. */
-function words(sampling: Sampling): Record<string, unknown> {
-  return {
-    temperature: sampling.temperature,
-    top_k: sampling.topK,
-    top_p: sampling.topP,
-    min_p: sampling.minP,
-    repeat_penalty: sampling.repetitionPenalty,
-    repeat_last_n: -1,
-    presence_penalty: sampling.presencePenalty,
-    samplers: ["penalties", "temperature", "top_k", "top_p", "min_p"],
-  };
-}
-
-function memory64(): boolean {
-  try {
-    new WebAssembly.Memory({ address: "i64", initial: 1n } as never);
-    return true;
-  } catch {
-    return false;
   }
 }

@@ -10,10 +10,10 @@ type Kind = "float32" | "float16";
 export interface Cache {
   readonly type: Kind;
   feeds(): Record<string, Tensor>;
-  /** What the run writes into; empty where it makes new tensors. */
-  fetches(): Record<string, Tensor | null>;
-  /** Take over what a run gave: the cache holds `length` tokens. */
-  advance(results: Readonly<Record<string, Tensor>>, length: number): Promise<void>;
+  /** What the run writes into; null where it makes new tensors. */
+  fetches(): Record<string, Tensor | null> | null;
+  /** Take over what a run gave. */
+  advance(results: Readonly<Record<string, Tensor>>): Promise<void>;
   truncate(length: number): Promise<void>;
 }
 
@@ -35,8 +35,8 @@ export class GrowingCache implements Cache {
     return Object.fromEntries(this.past);
   }
 
-  fetches(): Record<string, Tensor | null> {
-    return {};
+  fetches(): null {
+    return null;
   }
 
   async advance(results: Readonly<Record<string, Tensor>>): Promise<void> {

@@ -1,6 +1,6 @@
 import { GREEDY, MANIFEST, parseManifest, type Manifest } from "./manifest";
 import { AppError } from "./errors";
-import type { Answer, Engine } from "./engine";
+import { Engine, type Answer } from "./engine";
 import { openGguf } from "./gguf";
 import { openOnnx } from "./onnx";
 import type { ChatAnswer, Loaded, LoadOptions } from "./protocol";
@@ -46,20 +46,20 @@ export class Model {
     const folder = new URL(`engines/${site.engine}/`, base);
     if (site.engine === "gguf") {
       const model = await store.file(site.digest, manifest.modelFile);
-      this.engine = await openGguf(model, manifest, { threads: options.threads, context, base: folder });
+      this.engine = new Engine(await openGguf(model, manifest, { threads: options.threads, context, base: folder }));
     } else {
       const model = await store.file(site.digest, manifest.modelFile);
       const data: Record<string, Blob> = {};
       for (const name of Object.keys(manifest.files)) {
         if (name.startsWith(`${manifest.modelFile}.`)) data[name] = await store.file(site.digest, name);
       }
-      this.engine = await openOnnx({ model, data }, manifest, { ...options, context, base: folder });
+      this.engine = new Engine(await openOnnx({ model, data }, manifest, { ...options, context, base: folder }));
     }
     this.loaded = {
-      engine: this.engine.name,
-      kernels: this.engine.kernels,
+      engine: this.engine.sequence.name,
+      kernels: this.engine.sequence.kernels,
       backend: options.backend,
-      threads: this.engine.threads,
+      threads: this.engine.sequence.threads,
       context,
       contextLimit: manifest.contextLength,
       temperature: manifest.sampling.temperature,
@@ -82,7 +82,7 @@ export class Model {
       give(part);
     };
     const sampling = { ...manifest.sampling, ...(temperature === null ? {} : { temperature }) };
-    const options = { sampling, maxTokens: engine.context, endIds: manifest.eosIds };
+    const options = { sampling, maxTokens: engine.sequence.context, endIds: manifest.eosIds };
     const { finish, stats } = await engine.answer(prompt, options, (id) => out(stream.push(id)), stopped);
     out(stream.flush());
     return { text: parts.join(""), finish, stats };

@@ -1,10 +1,10 @@
 import type { InferenceSession, Tensor } from "onnxruntime-web";
 import type * as Ort from "onnxruntime-web";
 
-import { breathe, type Answer, type AnswerOptions, type Engine, type FinishReason, type Scores } from "./engine";
+import type { Scores, Sequence } from "./engine";
 import { AppError, asAppError } from "./errors";
 import { GrowingCache, SharedCache, type Cache } from "./kv";
-import type { Manifest } from "./manifest";
+import type { Manifest, Sampling } from "./manifest";
 import { largest, Sampler } from "./sampling";
 import type { Backend } from "./site";
 
@@ -26,7 +26,7 @@ export interface OnnxOptions {
 }
 
 /** Load an ONNX artifact; AppError where the browser, the graph or the memory does not allow it. */
-export async function openOnnx(files: OnnxFiles, manifest: Manifest, options: OnnxOptions): Promise<Engine> {
+export async function openOnnx(files: OnnxFiles, manifest: Manifest, options: OnnxOptions): Promise<Sequence> {
   const ort = await loadOrt(options);
   const data = Object.entries(files.data).map(([path, blob]) => ({ path, data: blob }));
   const gpu = options.backend === "webgpu";
@@ -44,8 +44,9 @@ export async function openOnnx(files: OnnxFiles, manifest: Manifest, options: On
     const hint = gpu ? "Choose the WASM backend in Settings." : error.hint;
     throw new AppError(`onnxruntime-web cannot load the model: ${error.message}`, hint);
   }
+  checkGraph(session, manifest);
   const cache = gpu ? await SharedCache.create(ort, session, manifest, options.context) : new GrowingCache(ort, session, manifest);
-  return new OnnxEngine(ort, session, manifest, cache, options);
+  return new OnnxSequence(ort, session, manifest, cache, options);
 }
 
 /** onnxruntime-web's own files, of the build that the backend needs; see scripts/finish.mjs. */
@@ -60,18 +61,22 @@ async function loadOrt(options: OnnxOptions): Promise<typeof Ort> {
   return ort;
 }
 
-class OnnxEngine implements Engine {
+class OnnxSequence implements Sequence {
   readonly name: string;
   readonly kernels: string;
   readonly threads: number;
   readonly context: number;
-  private tokens: number[] = [];
+  readonly vocabSize: number;
+  readonly chunk = CHUNK;
+  private length = 0;
+  private last: Float32Array | null = null;
+  private sampler: Sampler | null = null;
   private readonly allLogits: boolean;
 
   constructor(
     private readonly ort: typeof Ort,
     private readonly session: InferenceSession,
-    private readonly manifest: Manifest,
+    manifest: Manifest,
     private readonly cache: Cache,
     options: OnnxOptions,
   ) {
@@ -79,141 +84,70 @@ class OnnxEngine implements Engine {
     this.kernels = options.backend === "webgpu" ? `webgpu ${cache.type}` : "wasm-simd fp32";
     this.threads = options.backend === "webgpu" ? 1 : (ort.env.wasm.numThreads ?? 1);
     this.context = options.context;
-    checkGraph(session, manifest);
+    this.vocabSize = manifest.vocabSize;
     const logits = session.outputMetadata.find((each) => each.name === "logits");
     this.allLogits = !(logits?.isTensor && logits.shape[1] === 1);
   }
 
-  async answer(prompt: readonly number[], options: AnswerOptions, give: (id: number) => void, stopped: () => boolean): Promise<Answer> {
-    const start = performance.now();
-    const cached = await this.keep(prompt);
-    const sampler = new Sampler(options.sampling, prompt);
-    const ends = new Set(options.endIds);
-    const ids: number[] = [];
-    let finish: FinishReason = "length";
-    let logits = await this.evaluate(prompt.slice(cached), stopped);
-    const prefilled = performance.now();
-    let first = 0;
-    let steps = 0;
-    while (true) {
-      if (!logits || stopped()) {
-        finish = "cancelled";
-        break;
-      }
-      const id = sampler.choose(logits);
-      first ||= performance.now();
-      if (ends.has(id)) {
-        finish = "stop";
-        break;
-      }
-      ids.push(id);
-      give(id);
-      if (ids.length >= options.maxTokens) break;
-      if (this.tokens.length >= this.context) {
-        finish = "context";
-        break;
-      }
-      logits = await this.evaluate([id], stopped);
-      if (logits) steps++;
-    }
-    const end = performance.now();
-    const stats = {
-      promptTokens: prompt.length,
-      cachedTokens: cached,
-      tokens: ids.length,
-      ttft: ((first || end) - start) / 1000,
-      prefill: (prefilled - start) / 1000,
-      decode: (end - (first || end)) / 1000,
-      steps,
-    };
-    return { ids, finish, stats };
-  }
-
-  async scores(tokens: readonly number[]): Promise<Scores> {
-    const logits = await this.logits(tokens);
-    const best = largest(logits);
-    let sum = 0;
-    for (const value of logits) sum += Math.exp(value - logits[best]!);
-    return { best, kind: "logits", score: (id) => logits[id] ?? null, logSum: logits[best]! + Math.log(sum) };
-  }
-
-  async logits(ids: readonly number[]): Promise<Float32Array> {
-    const kept = await this.keep(ids);
-    return (await this.evaluate(ids.slice(kept), () => false))!;
-  }
-
-  async forget(): Promise<void> {
-    this.tokens = [];
-    await this.cache.truncate(0);
-  }
-
-  async close(): Promise<void> {
-    await this.cache.truncate(0);
-    await this.session.release();
-  }
-
-  /** Keep what the cache and `prompt` begin with alike, at least one token left to evaluate; its length. */
-  private async keep(prompt: readonly number[]): Promise<number> {
-    if (!prompt.length) throw new AppError("there are no tokens to evaluate");
-    const bad = prompt.find((id) => !(Number.isInteger(id) && id >= 0 && id < this.manifest.vocabSize));
-    // The graph's GatherBlockQuantized would read past its table without a word.
-    if (bad !== undefined) throw new AppError(`token id ${bad} is outside the vocabulary of ${this.manifest.vocabSize}`);
-    if (prompt.length > this.context) {
-      throw new AppError(
-        `The conversation has ${prompt.length} tokens and the context is ${this.context}.`,
-        "Start a new chat, or choose a larger context in Settings.",
-      );
-    }
-    let same = 0;
-    while (same < this.tokens.length && same < prompt.length - 1 && this.tokens[same] === prompt[same]) same++;
-    if (same < this.tokens.length) {
-      this.tokens.length = same;
-      await this.cache.truncate(same);
-    }
-    return same;
-  }
-
-  /** Append ids to the cache, a chunk at a time; logits [vocab] after the last, null when stopped between chunks. */
-  private async evaluate(ids: readonly number[], stopped: () => boolean): Promise<Float32Array | null> {
-    let logits: Float32Array | null = null;
-    for (let start = 0; start < ids.length; start += CHUNK) {
-      const chunk = ids.slice(start, start + CHUNK);
-      const last = start + CHUNK >= ids.length;
-      logits = await this.run(chunk, last);
-      this.tokens.push(...chunk);
-      await breathe();
-      if (stopped() && !last) return null;
-    }
-    return logits;
-  }
-
-  private async run(ids: readonly number[], wanted: boolean): Promise<Float32Array | null> {
+  async evaluate(ids: readonly number[], last: boolean): Promise<void> {
     const { ort } = this;
-    const total = this.tokens.length + ids.length;
+    const total = this.length + ids.length;
     const feeds: Record<string, Tensor> = {
       ...this.cache.feeds(),
       input_ids: new ort.Tensor("int64", BigInt64Array.from(ids, BigInt), [1, ids.length]),
       attention_mask: new ort.Tensor("int64", new BigInt64Array(total).fill(1n), [1, total]),
     };
     if (this.session.inputNames.includes("position_ids")) {
-      const places = BigInt64Array.from(ids, (_, place) => BigInt(this.tokens.length + place));
+      const places = BigInt64Array.from(ids, (_, place) => BigInt(this.length + place));
       feeds.position_ids = new ort.Tensor("int64", places, [1, ids.length]);
     }
     try {
-      const results = await this.session.run(feeds, this.cache.fetches());
-      await this.cache.advance(results, total);
-      return wanted ? await this.lastRow(results.logits!) : null;
+      const fetches = this.cache.fetches();
+      const results = await (fetches ? this.session.run(feeds, fetches) : this.session.run(feeds));
+      await this.cache.advance(results);
+      this.last = last ? await this.lastRow(results.logits!) : null;
     } catch (cause) {
       const error = asAppError(cause);
       throw new AppError(`onnxruntime-web could not run the model: ${error.message}`, error.hint);
     }
+    this.length = total;
+  }
+
+  async truncate(length: number): Promise<void> {
+    this.length = length;
+    this.last = null;
+    await this.cache.truncate(length);
+  }
+
+  async begin(sampling: Sampling, prompt: readonly number[]): Promise<void> {
+    this.sampler = new Sampler(sampling, prompt);
+  }
+
+  async choose(): Promise<number> {
+    return this.sampler!.choose(await this.logits());
+  }
+
+  async scores(): Promise<Scores> {
+    const logits = await this.logits();
+    const best = largest(logits);
+    let sum = 0;
+    for (const value of logits) sum += Math.exp(value - logits[best]!);
+    return { best, kind: "logits", score: (id) => logits[id] ?? null, logSum: logits[best]! + Math.log(sum) };
+  }
+
+  async logits(): Promise<Float32Array> {
+    if (!this.last) throw new AppError("there are no logits: nothing was evaluated");
+    return this.last;
+  }
+
+  async close(): Promise<void> {
+    await this.session.release();
   }
 
   private async lastRow(logits: Tensor): Promise<Float32Array> {
     const data = (await logits.getData()) as Float32Array | Uint16Array;
-    const size = this.manifest.vocabSize;
-    const start = this.allLogits ? data.length - size : 0;
-    const row = data.subarray(start, start + size);
+    const start = this.allLogits ? data.length - this.vocabSize : 0;
+    const row = data.subarray(start, start + this.vocabSize);
     const numbers = logits.type === "float16" && row instanceof Uint16Array ? Float32Array.from(row, halfToFloat) : Float32Array.from(row);
     logits.dispose();
     return numbers;

@@ -1,7 +1,7 @@
 import type { App } from "./app";
 import { at, mb, onPress, show } from "./dom";
 
-const NAMES = { wasm: "WASM (processor)", webgpu: "WebGPU" };
+const NAMES = { wasm: "WASM", webgpu: "WebGPU" };
 
 /** Backend, threads, context, temperature; what is stored, and how to be rid of it. */
 export function settingsView(app: App): void {

@@ -1,1 +1,4 @@
 declare module "*.css";
+
+/** Version of the wllama that is shipped; see vite.config.ts. */
+declare const __WLLAMA__: string;

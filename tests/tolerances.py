@@ -180,3 +180,6 @@ SERVED_LOGPROB_AT_ONCE = 2e-2
 
 ANSWER_SECONDS = 20.0
 """For an answer kept to a random schema by an engine that costs nothing (measured: 0.15): what hangs takes longer."""
+
+DELAYED_ACKNOWLEDGEMENT_SECONDS = 0.03
+"""Linux acknowledges what it received after 40 ms at the latest, and a request of the smallest kind takes 2."""

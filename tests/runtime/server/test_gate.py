@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import stat
+import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from edgeship_runtime.server.problems import RequestError
 from edgeship_runtime.server.serve import build
 from edgeship_runtime.server.settings import Settings, check, is_loopback, name_artifacts
 from served import HOT, Served, serving
+from tolerances import DELAYED_ACKNOWLEDGEMENT_SECONDS
 
 SECRET = "a-very-secret-prompt"
 POSTS = (
@@ -238,3 +241,13 @@ def test_the_page_is_served_with_its_headers(served: Served) -> None:
     found = served.get("/")
     assert found.status_code == 200
     assert "default-src 'none'" in found.headers["content-security-policy"]
+
+
+def test_an_answer_is_not_kept_back_until_the_client_has_acknowledged_its_headers(served: Served) -> None:
+    times = []
+    with served.client() as client:
+        for _ in range(21):
+            start = time.perf_counter()
+            client.get("/v1/models")
+            times.append(time.perf_counter() - start)
+    assert statistics.median(times) < DELAYED_ACKNOWLEDGEMENT_SECONDS

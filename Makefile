@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help exporters bench-exporters llamacpp export plan devices bundle wheel-llamacpp validate report run chat info verify recipes test test-clients test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix train clean
+.PHONY: help exporters bench-exporters llamacpp export plan devices bundle wheel-llamacpp validate report run chat info verify recipes test test-clients test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix bench-serve train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

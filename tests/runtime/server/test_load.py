@@ -16,7 +16,7 @@ from toy_gguf import needs_llamacpp
 @pytest.mark.parametrize("form", ["onnx", pytest.param("gguf", marks=needs_llamacpp)])
 def test_every_stream_has_the_right_text_and_memory_stays(tiny: Path, form: str) -> None:
     command = [sys.executable, str(ROOT / "tests/bench/load.py"), str(tiny), "--format", form]
-    options = ["--clients", "12", "--duration", "5", "--option=--threads=1"]
+    options = ["--clients", "12", "--duration", "5", "--questions", "12", "--option=--threads=1"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)

@@ -227,16 +227,18 @@ def shortlist(
 
 
 def top_k_ids(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Ids, ascending, of the k largest scores and of those equal to the k-th; 1 <= k <= len(scores)."""
+    """Ids, ascending, of the k largest scores and of those equal to the k-th, -inf left out; 1 <= k <= len(scores)."""
     columns = max(_COLUMNS, 4 * k)
     slices = len(scores) // columns
+    bound = -np.inf
     if slices > 1:
         # The k-th largest of the column maxima is no larger than the k-th largest score: a bound that leaves few.
         maxima = scores[: columns * slices].reshape(slices, columns).max(axis=0)
         bound = np.partition(maxima, columns - k)[columns - k]
-        ids = np.flatnonzero(scores >= bound)
-    else:
-        ids = np.arange(len(scores))
+    # Where a guide left few tokens, most columns have none.
+    ids = np.flatnonzero(scores >= bound) if bound > -np.inf else np.flatnonzero(scores > -np.inf)
+    if len(ids) <= k:
+        return ids
     values = scores[ids]
     threshold = np.partition(values, len(values) - k)[len(values) - k]
     kept: NDArray[np.int64] = ids[values >= threshold]

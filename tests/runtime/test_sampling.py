@@ -261,6 +261,33 @@ def test_a_bias_outside_the_vocabulary() -> None:
         Sampler(options(logit_bias={10: 1.0}), 10)
 
 
+@pytest.mark.parametrize("left", [1, 3, 19, 20, 21, 4000])
+@pytest.mark.parametrize("size", [1000, 20_000])
+def test_top_k_where_a_guide_left_few(left: int, size: int) -> None:
+    values = np.full(size, -np.inf, np.float32)
+    ids = np.sort(np.random.default_rng(left).choice(size, min(left, size), replace=False))
+    values[ids] = logits(size)[ids]
+    want = np.flatnonzero((values >= np.sort(values)[-20]) & (values > -np.inf))
+    np.testing.assert_array_equal(top_k_ids(values, 20), want)
+
+
+class _Allowing:
+    """A guide that leaves the first tokens."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def forced(self) -> None:
+        return None
+
+    def restrict(self, scores: NDArray[np.float32]) -> None:
+        scores[self._count :] = -np.inf
+
+    def accept(self, token: int) -> None:
+        assert token < self._count
+
+
+@pytest.mark.parametrize("left", [None, 1, 12, 3000])
 @pytest.mark.parametrize(
     "values",
     [
@@ -272,8 +299,11 @@ def test_a_bias_outside_the_vocabulary() -> None:
     ],
     ids=str,
 )
-def test_a_token_of_a_large_vocabulary_costs_less_than_two_milliseconds(values: dict[str, Any]) -> None:
-    sampler = Sampler(options(seed=0, **values), QWEN_VOCAB, range(4000))
+def test_a_token_of_a_large_vocabulary_costs_less_than_two_milliseconds(
+    values: dict[str, Any], left: int | None
+) -> None:
+    guide = None if left is None else _Allowing(left)
+    sampler = Sampler(options(seed=0, **values), QWEN_VOCAB, range(4000), guide)
     rows = [logits(QWEN_VOCAB, seed=seed) for seed in range(3)]
     seconds = []
     for step in range(15):

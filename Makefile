@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help exporters bench-exporters llamacpp export plan devices bundle wheel-llamacpp validate report run chat info verify recipes test test-clients test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix bench-schema bench-serve train clean
+.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat info verify recipes test test-clients test-web test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix bench-schema bench-serve train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ help: ## this list
 	@echo 'set(LLAMA_BUILD_COMMON OFF)' > .venv/llama.cmake
 	@CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/.venv/llama.cmake $(CCACHE)" \
 		CMAKE_BUILD_PARALLEL_LEVEL=$(CORES) $(PIP) --editable './runtime[ort,llamacpp]'
+	@touch $@
+
+.venv/.web: .venv/.run
+	@$(PIP) --editable ./runtime --editable '.[bundle,gguf,web]'
 	@touch $@
 
 .venv/.check: .venv/.run
@@ -89,11 +93,20 @@ verify: .venv/.run ## hashes and acceptance of an artifact, one verdict
 bundle: .venv/.run ## a folder and archive that install offline: make bundle ARTIFACT=... DEVICE=...
 	@$(BIN)/edgeship bundle $(ARTIFACT) --device $(or $(DEVICE),raspberry-pi-5-8gb) $(if $(ENGINE),--engine $(ENGINE)) --wheels .cache/wheels
 
+bundle-web: .venv/.run ## a site that runs it in a phone's browser, offline (Node.js builds the app once): make bundle-web ARTIFACT=...
+	@$(BIN)/edgeship bundle $(ARTIFACT) --device phone-web $(if $(ENGINE),--engine $(ENGINE)) $(if $(APP),--app $(APP))
+
+serve-web: .venv/.web ## such a site to phones in the local network: make serve-web BUNDLE=dist/bundles/...
+	@$(BIN)/edgeship serve-web $(or $(BUNDLE),dist/bundles/$(notdir $(ARTIFACT))-phone-web-ort) --https
+
 wheel-llamacpp: .venv/.run ## llama.cpp's wheel for a device, cross-built once (minutes): DEVICE=... CPU=all|device
 	@$(BIN)/edgeship wheel-llamacpp --device $(or $(DEVICE),raspberry-pi-5-8gb) $(if $(CPU),--cpu $(CPU))
 
+runner-android: .venv/.run ## the native runner for phones, built once (minutes); bundle and validate find it
+	@$(BIN)/edgeship runner-android $(if $(JOBS),--jobs $(JOBS))
+
 validate: .venv/.run ## install, verify, measure on a board: make validate ARTIFACT=... DEVICE=... HOST=user@board
-	@$(BIN)/edgeship validate $(ARTIFACT) --device $(or $(DEVICE),raspberry-pi-5-8gb) $(foreach h,$(HOST),--host $(h)) $(if $(ENGINE),--engine $(ENGINE))
+	@$(BIN)/edgeship validate $(ARTIFACT) --device $(or $(DEVICE),raspberry-pi-5-8gb) $(foreach h,$(HOST),--host $(h)) $(if $(TRANSPORT),--transport $(TRANSPORT)) $(if $(ENGINE),--engine $(ENGINE))
 
 report: .venv/.run ## what regressed between validations
 	@$(BIN)/edgeship report
@@ -110,10 +123,16 @@ test: .venv/.test ## the test suite (TESTS="..." for a part of it)
 test-clients: .venv/.test .venv/.llamacpp .cache/lm-eval/.installed ## the server with its real clients on both engines
 	@EDGESHIP_FUZZ=100 $(BIN)/pytest tests/runtime/server -k "test_clients or test_langchain or test_lm_eval or test_npm or test_openapi"
 
+test-web: .venv/.test ## the page in headless Chromium, with Node.js and npm's registry (ten minutes)
+	@$(BIN)/pytest -m web -rs $(or $(TESTS),tests/web)
+
 # Far less than what the other tests need; `sudo make test-device TESTS="tests/device/test_validate.py -k pi5-ort"` is the
 # smallest whole path: four minutes from nothing.
 test-device: .venv/.device ## the whole path on emulated Raspberry Pis 4 and 5 (root; half an hour)
 	@$(BIN)/pytest -m device -rs $(or $(TESTS),tests/device)
+
+test-android: runner-android .venv/.device ## the runner for phones under qemu, and a phone's shell behind adb (the runner is built first)
+	@$(BIN)/pytest -m device -rs $(or $(TESTS),tests/android)
 
 check: .venv/.check ## formatting, lint, types, import contracts, generated docs
 	@$(BIN)/ruff format --check .

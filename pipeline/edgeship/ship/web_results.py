@@ -19,6 +19,8 @@ MAX_RESULT = 1 << 18
 _MEMBERS = ("schema", "device", "name", "engine", "digest", "browser", "verify", "bench")
 _BROWSER = ("user_agent", "platform", "cores", "memory_gb", "isolated", "backend", "threads", "adapter")
 _WHERE = "the result"
+_SOFTWARE = ("swiftshader", "llvmpipe", "lavapipe", "warp", "basic render")
+"""In the names of graphics adapters that are programs: their speed says nothing about a phone's."""
 
 
 def read_result(raw: bytes, site: Site, host: str) -> Report:
@@ -49,7 +51,8 @@ def _read(raw: bytes, site: Site, host: str) -> Report:
     verify = _bytes(top, "verify")
     checks, agreement = read_verify(verify)
     samples = [read_sample(_bytes(top, "bench"), 0.0, "")] if "bench" in top else []
-    checks += [*judge(samples, site.device, site.manifest, ""), *_kernels(top)]
+    board = _board(browser)
+    checks += [*judge(samples, site.device, site.manifest, board.emulated), *_kernels(top)]
     passed = all(check.passed is not False for check in checks)
     return Report(
         time=now(),
@@ -62,7 +65,7 @@ def _read(raw: bytes, site: Site, host: str) -> Report:
         verdict="pass" if passed else "fail",
         checks=tuple(checks),
         steps=_steps(top),
-        board=_board(browser),
+        board=board,
         agreement=agreement,
         samples=tuple(samples),
         notes=_notes(browser),
@@ -90,12 +93,15 @@ def _steps(top: Fields) -> tuple[Done, ...]:
 
 def _board(browser: Fields) -> Board:
     memory = browser.number("memory_gb", 0, 1e6) if "memory_gb" in browser else None
+    adapter = line(browser.text("adapter")) if "adapter" in browser else ""
+    software = browser.text("backend") == "webgpu" and any(name in adapter.lower() for name in _SOFTWARE)
     return Board(
         system=line(browser.text("platform", empty=True)),
         arch="wasm32",
         cpu=line(browser.text("user_agent")),
-        model=line(browser.text("adapter")) if "adapter" in browser else "",
+        model=adapter,
         ram_mb=None if memory is None else memory * 1000,
+        emulated=f"WebGPU in software, {adapter}" if software else "",
     )
 
 

@@ -68,7 +68,7 @@ def serve(site: Site, options: Options, ready: Callable[[int], None], told: Call
     )
     _load(config, own)
     server: Any = uvicorn.Server(config)
-    listener = _listen(options)
+    listener = listen(options)
     ready(listener.getsockname()[1])
     try:
         server.run([listener])
@@ -89,7 +89,8 @@ def _load(config: Any, own: Certificate | None) -> None:
         ) from None
 
 
-def _listen(options: Options) -> socket.socket:
+def listen(options: Options) -> socket.socket:
+    """A socket that listens; raises ResourceError."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -303,6 +303,14 @@ def test_a_failed_verdict_is_kept_as_one(ask: Ask, told: dict[str, Any]) -> None
     assert ask("POST", "/results", json=failed).json()["verdict"] == "fail"
 
 
+def test_a_software_adapter_is_not_judged_by_its_speed(ask: Ask, told: dict[str, Any], tmp_path: Path) -> None:
+    slow = changed(changed(told, "bench.decode_tokens_per_s", 0.1), "browser.adapter", "google swiftshader")
+    assert ask("POST", "/results", json=slow).json()["verdict"] == "fail"
+    assert ask("POST", "/results", json=changed(slow, "browser.backend", "webgpu")).json()["verdict"] == "pass"
+    emulated = {report.board.emulated for _, report in read_reports(tmp_path / "reports")[0]}
+    assert emulated == {"", "WebGPU in software, google swiftshader"}
+
+
 def changed(told: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     made: dict[str, Any] = json.loads(json.dumps(told))
     inner = made

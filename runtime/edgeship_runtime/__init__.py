@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgeship_runtime.answer import Label, Piece, Result, Stream
-    from edgeship_runtime.model import Model, load
+    from edgeship_runtime.loading import load
+    from edgeship_runtime.model import Model
     from edgeship_runtime.sampling import GenerationOptions
 
 __version__ = "0.1.0"
@@ -23,7 +24,7 @@ _HOMES = {
     "Piece": "answer",
     "Result": "answer",
     "Stream": "answer",
-    "load": "model",
+    "load": "loading",
 }
 
 

@@ -18,8 +18,9 @@ from edgeship_runtime.cpu import cpu_name, load_average, peak_rss_mb
 from edgeship_runtime.engines import formats
 from edgeship_runtime.errors import UsageError
 from edgeship_runtime.facts import GENERATE
+from edgeship_runtime.loading import load
 from edgeship_runtime.manifest import locate, read_manifest
-from edgeship_runtime.model import Model, load
+from edgeship_runtime.model import Model
 
 if TYPE_CHECKING:
     from edgeship_runtime.encoder import EncoderEngine

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     text = _read_prompt() if args.prompt == "-" else args.prompt
     if not text:
         raise UsageError("the prompt is empty", hint='give some text: edgeship-runtime run ARTIFACT "Hello"')
-    from edgeship_runtime.model import load
+    from edgeship_runtime.loading import load
 
     with load(args.artifact, context=args.context, threads=args.threads, **engine_options(args)) as model:
         prompt: Any = text if args.raw else [*system_message(args.system), {"role": "user", "content": text}]
@@ -199,7 +199,7 @@ def classify(args: argparse.Namespace) -> int:
 
 
 def _loaded(args: argparse.Namespace) -> Model:
-    from edgeship_runtime.model import load
+    from edgeship_runtime.loading import load
 
     return load(args.artifact, context=args.context, threads=args.threads)
 

@@ -231,7 +231,7 @@ def _work(job: Mapping[str, Any]) -> dict[str, Any]:
         from edgeship_runtime.bench import measure
 
         return measure(job["artifact"], **common, options=job["options"], **job["measure"]).to_json()
-    from edgeship_runtime.model import load
+    from edgeship_runtime.loading import load
 
     with load(job["artifact"], **common, **job["options"]) as model:
         if "answers" in job:

@@ -35,7 +35,7 @@ Ctrl-C stops an answer."""
 def chat(args: argparse.Namespace) -> int:
     """Talk until /exit or the end of input; 130 after Ctrl-C at the prompt."""
     options = conversation_options(args)
-    from edgeship_runtime.model import load
+    from edgeship_runtime.loading import load
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not args.json
     if interactive:

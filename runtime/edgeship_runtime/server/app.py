@@ -15,8 +15,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Scope
 
-from edgeship_runtime.model import Model, load
-from edgeship_runtime.server import chat, monitor, ollama, page, responses, text
+from edgeship_runtime.loading import load
+from edgeship_runtime.model import Model
+from edgeship_runtime.server import chat, monitor, ollama, openapi, page, responses, text
 from edgeship_runtime.server.gate import Gate, error_response
 from edgeship_runtime.server.lanes import MOST_LANES, lane_options
 from edgeship_runtime.server.notify import notify
@@ -42,7 +43,7 @@ class Server:
         log: Log | None = None,
         open_model: Callable[[Path], Model] | None = None,
     ) -> None:
-        """`open_model` loads an artifact; None: `model.load` with the settings' options."""
+        """`open_model` loads an artifact; None: `loading.load` with the settings' options."""
         self.settings = settings
         self.log = log or Log()
 
@@ -133,6 +134,7 @@ def _routes(service: Service) -> list[BaseRoute]:
         "/v1/stats": lambda: monitor.stats(service),
         "/api/tags": lambda: ollama.tags(service),
         "/api/version": ollama.version,
+        "/openapi.json": lambda: openapi.document(service.settings, service.requests),
     }
     return [
         *(Route(path, _posted(service, path, work), methods=["POST"]) for path, work in posts.items()),

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from chromium import WIDTHS, chromium, opened
-from edgeship_runtime.model import Model, load
+from edgeship_runtime import load
+from edgeship_runtime.model import Model
 from edgeship_runtime.server.serve import build, listen, uvicorn_server
 from edgeship_runtime.server.settings import Settings
 from edgeship_runtime.server.telemetry import Log

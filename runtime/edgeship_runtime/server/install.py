@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeship_runtime.console import print_json, safe
-from edgeship_runtime.errors import DependencyError, ServiceError, UsageError, missing_package
-from edgeship_runtime.manifest import locate, read_manifest
+from edgeship_runtime.errors import DependencyError, ServiceError, UsageError
 from edgeship_runtime.server import systemd
+from edgeship_runtime.server.ready import check_ready
 from edgeship_runtime.server.serve import listen, read_settings
-from edgeship_runtime.server.settings import Settings, check
+from edgeship_runtime.server.settings import Settings
 
 _LINGER = Path("/var/lib/systemd/linger")
 _PATHS = ("FILE", "DIR")
@@ -41,12 +41,9 @@ def unit_path(name: str) -> Path:
 
 def _install(args: argparse.Namespace) -> int:
     settings = read_settings(args)
-    check(settings)
+    check_ready(settings)
     if not settings.port:
         raise UsageError("--port 0: a service needs a port that its clients can know")
-    for path in settings.artifacts.values():
-        read_manifest(locate(path))
-    _check_packages()
     path = unit_path(args.name)
     made = _service(args, settings)
     if args.print:
@@ -65,16 +62,6 @@ def _install(args: argparse.Namespace) -> int:
     _systemctl("restart" if changed else "start", path.name, show=args.name)
     _say_installed(args, settings, path, made, changed)
     return 0
-
-
-def _check_packages() -> None:
-    try:
-        import prometheus_client
-        import starlette
-        import uvicorn
-    except ImportError:
-        raise missing_package("starlette", "server", "serving") from None
-    del prometheus_client, starlette, uvicorn
 
 
 def _service(args: argparse.Namespace, settings: Settings) -> systemd.Service:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import signal
 import socket
 import sys
@@ -11,11 +12,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from edgeship_runtime.commands import engine_options
+from edgeship_runtime.console import safe
 from edgeship_runtime.errors import ResourceError, UsageError, missing_package
-from edgeship_runtime.manifest import locate, read_manifest
 from edgeship_runtime.server.keys import new_key, read_keys
 from edgeship_runtime.server.options import LIMITS, dest
-from edgeship_runtime.server.settings import Settings, check, name_artifacts
+from edgeship_runtime.server.ready import check_ready
+from edgeship_runtime.server.settings import Settings, name_artifacts
 
 if TYPE_CHECKING:
     import uvicorn
@@ -31,14 +33,13 @@ def serve(args: argparse.Namespace) -> int:
         print(new_key(Path(args.api_key_file), args.new_key))
         return 0
     settings = read_settings(args)
-    check(settings)
-    for path in settings.artifacts.values():  # what cannot be read is said now, not at the first request
-        read_manifest(locate(path))
+    check_ready(settings)
     server = build(settings)
     listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"serving {', '.join(settings.artifacts)} at http://{shown}:{port}", file=sys.stderr, flush=True)
+    names = safe(", ".join(settings.artifacts))
+    print(f"serving {names} at http://{shown}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     uvicorn_server(server).run([listener])
     return 0
 
@@ -87,9 +88,11 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(256)
     except OSError as error:
         listener.close()
-        raise ResourceError(
-            f"{host} port {port}: cannot listen there ({error})", hint="another --port, or end what listens there"
-        ) from None
+        taken = error.errno == errno.EADDRINUSE
+        hint = "another --port, or end what listens there" if taken else "--host takes an address of this machine"
+        if error.errno == errno.EACCES:
+            hint = "ports below 1024 are for privileged programs: take another --port"
+        raise ResourceError(f"{host} port {port}: cannot listen there ({error})", hint=hint) from None
     return listener
 
 

@@ -87,6 +87,8 @@ def check(settings: Settings) -> None:
     for name in ("prefix_memory_mb", "prefix_disk_mb"):
         if not 0 <= getattr(settings, name) < float("inf"):
             raise UsageError(f"--{name.replace('_', '-')}: expected at least 0, found {getattr(settings, name)}")
+    if settings.memory_mb is not None and not 0 < settings.memory_mb < float("inf"):
+        raise UsageError(f"--memory-mb: expected more than 0, found {settings.memory_mb:g}")
     for name in ("timeout_s", "stuck_s", "grace_s"):
         if not 0 < getattr(settings, name) < float("inf"):
             raise UsageError(

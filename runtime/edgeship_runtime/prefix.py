@@ -102,10 +102,9 @@ class PrefixCache:
         """Write what is in memory, and what the engine holds, to the folder where there is one."""
         if self._folder is None:
             return
+        if len(held) >= WORTH:
+            self._take(engine, held)
         with self._lock:
-            if can_restore(engine) and len(held) >= WORTH:
-                with suppress(EngineError, MemoryError):
-                    self.put(Prefix(tuple(held), restorable(engine).save()))
             self._folder.store([Prefix(*state) for state in self._states.items()])
 
     def switch(self, engine: Engine, held: Sequence[int], prompt: Sequence[int]) -> list[int]:
@@ -116,10 +115,9 @@ class PrefixCache:
         here = common(held, prompt)
         with self._lock:
             found = self._best(prompt, here, engine.context)
-            better = found is not None and found[1] >= here + WORTH
-            if can_restore(engine) and len(held) - (0 if better else here) >= WORTH:
-                with suppress(EngineError, MemoryError):  # without it that conversation is evaluated again
-                    self.put(Prefix(tuple(held), restorable(engine).save()))
+        better = found is not None and found[1] >= here + WORTH
+        if len(held) - (0 if better else here) >= WORTH:
+            self._take(engine, held)
         if not better or found is None:
             return list(held)
         try:
@@ -131,6 +129,12 @@ class PrefixCache:
             engine.truncate(0)
             return []
         return list(found[0].tokens)
+
+    def _take(self, engine: Engine, held: Sequence[int]) -> None:
+        """Keep what the engine holds; without it that conversation is evaluated again."""
+        if can_restore(engine):
+            with suppress(EngineError, MemoryError):
+                self.put(Prefix(tuple(held), restorable(engine).save()))
 
     def _best(self, prompt: Sequence[int], here: int, context: int) -> tuple[Prefix, int] | None:
         """The best state in memory, or on disk where that wins as many tokens as reading it is worth."""

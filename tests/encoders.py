@@ -86,6 +86,41 @@ def write_graph(path: Path, task: str, *, labels: int = len(LABELS), extra_input
     return answer
 
 
+def write_pair(directory: Path) -> Callable[[Sequence[int], Sequence[int]], NDArray[np.float32]]:
+    """Graphs of an encoder and its decoder that look vectors up; returns the logits of an answer to a text in numpy."""
+    rng = np.random.default_rng(8)
+    tables = [rng.standard_normal((len(WORDS), SIZE)).astype(np.float32) for _ in range(2)]
+    project = rng.standard_normal((SIZE, len(WORDS))).astype(np.float32)
+    node, value, ids, floats = helper.make_node, helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
+    encoder = helper.make_graph(
+        [node("Gather", ["table", "input_ids"], ["last_hidden_state"])],
+        "encoder",
+        [value("input_ids", ids, ["n", "t"]), value("attention_mask", ids, ["n", "t"])],
+        [value("last_hidden_state", floats, ["n", "t", SIZE])],
+        [numpy_helper.from_array(tables[0], "table")],
+    )
+    decoder = helper.make_graph(
+        [
+            node("Gather", ["table", "input_ids"], ["rows"]),
+            node("ReduceMean", ["encoder_hidden_states"], ["text"], axes=[1], keepdims=1),
+            node("Add", ["rows", "text"], ["sum"]),
+            node("MatMul", ["sum", "project"], ["logits"]),
+        ],
+        "decoder",
+        [value("input_ids", ids, ["n", "d"]), value("encoder_hidden_states", floats, ["n", "t", SIZE])],
+        [value("logits", floats, ["n", "d", len(WORDS)])],
+        [numpy_helper.from_array(tables[1], "table"), numpy_helper.from_array(project, "project")],
+    )
+    for name, graph in (("encoder_model.onnx", encoder), ("decoder_model.onnx", decoder)):
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        onnx.save(made, directory / name)
+
+    def logits(text: Sequence[int], answer: Sequence[int]) -> NDArray[np.float32]:
+        return np.asarray((tables[1][list(answer)] + tables[0][list(text)].mean(axis=0)) @ project)
+
+    return logits
+
+
 def modules(*, normalize: bool = True, mean: bool = True, more: str = "") -> dict[str, Any]:
     """sentence-transformers' module files by name."""
     kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else []), *([more] if more else [])]
@@ -159,6 +194,37 @@ def write_encoder(directory: Path, task: str, files: dict[str, Any] | None = Non
     labels = {"id2label": {str(i): label for i, label in enumerate(LABELS)}}
     write_files(directory, {"config.json": labels} | (modules() if files is None else files))
     return seal(directory, task), answer
+
+
+def write_rewriter(directory: Path, kind: str) -> Any:
+    """A small "t5" or "marian" with random weights as transformers saves it; returns the model."""
+    import torch
+    from transformers import MarianConfig, MarianMTModel, T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    special = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
+    model: Any
+    if kind == "t5":
+        model = T5ForConditionalGeneration(
+            T5Config(vocab_size=len(WORDS), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, **special)
+        )
+    else:
+        sides = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _MARIAN.items()}
+        model = MarianMTModel(
+            MarianConfig(
+                vocab_size=len(WORDS), d_model=32, max_position_embeddings=64, init_std=0.5, **sides, **special
+            )
+        )
+    directory.mkdir(parents=True)
+    model.eval().save_pretrained(directory, safe_serialization=True)
+    write_words(directory)
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "model_max_length": 48})
+    )
+    return model
+
+
+_MARIAN = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
 
 
 def write_bert(directory: Path, task: str = "feature-extraction", *, pooling: bool = True, labels: int = 3) -> Any:

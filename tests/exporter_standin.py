@@ -61,6 +61,8 @@ def play(how: dict[str, Any], arguments: list[str]) -> None:
         print(json.dumps({"error": how["error"], "hint": "do otherwise"}))
     elif module == "encoder":
         print(json.dumps(_encoder(how, request)))
+    elif module == "rewriter":
+        print(json.dumps(_rewriter(how, request)))
     elif module == "workflow" and "out" in request:
         print(json.dumps(_workflow(how, Path(request["out"]))))
     else:
@@ -78,6 +80,19 @@ def _encoder(how: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     np.savez(Path(request["answers"]) / "made.npz", *made)
     np.savez(Path(request["answers"]) / "float.npz", *floats)
     return {"parameters": 1000, "made_with": "a stand-in"}
+
+
+def _rewriter(how: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+
+    from encoders import write_pair
+
+    logits = write_pair(Path(request["out"]))
+    answers = [[request["start"], *range(4, 4 + i % 3)] for i, _ in enumerate(request["cases"])]
+    made = [logits(ids, answer) for ids, answer in zip(request["cases"], answers, strict=True)]
+    np.savez(Path(request["answers"]) / "made.npz", *made)
+    np.savez(Path(request["answers"]) / "float.npz", *[-rows if how.get("far") else rows for rows in made])
+    return {"parameters": 1000, "answers": answers, "made_with": "a stand-in"}
 
 
 def _workflow(how: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -59,5 +59,7 @@ def example(recipe: Recipe, artifact: object) -> str:
 
     if recipe.exporter != "optimum":
         return f'edgeship-runtime run {artifact} "Hello"'
-    verb = "embed" if (recipe.optimum or Optimum()).task == "feature-extraction" else "classify"
-    return f'edgeship-runtime {verb} {artifact} "Hello"'
+    task = (recipe.optimum or Optimum()).task
+    if task == "text2text-generation":
+        return f"edgeship-runtime verify {artifact} (what runs it: the README.md there)"
+    return f'edgeship-runtime {"embed" if task == "feature-extraction" else "classify"} {artifact} "Hello"'

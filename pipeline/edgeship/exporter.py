@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from edgeship.yaml_model import AsTuple, Frozen, Line
 
 ExporterName = Literal["native", "optimum", "olive"]
-Task = Literal["feature-extraction", "text-classification", "token-classification"]
+Task = Literal["feature-extraction", "text-classification", "token-classification", "text2text-generation"]
 Block = dict[str, Any]
 
 EVERYWHERE = frozenset({"name", "description", "source", "exporter", "accept"})
@@ -25,7 +25,10 @@ READ_BY: dict[str, frozenset[str]] = {
 class Optimum(Frozen):
     """How Optimum exports an encoder, and how onnxruntime quantizes it."""
 
-    task: Task = Field(default="feature-extraction", description="what the model is for; feature-extraction embeds")
+    task: Task = Field(
+        default="feature-extraction",
+        description="what the model is for; feature-extraction embeds, text2text-generation is for encoder and decoder",
+    )
     quantization: Literal["dynamic", "static", "none"] = Field(
         default="dynamic",
         description="int8 weights; the range of activations is found at each run, or once on `calibration`",
@@ -58,6 +61,9 @@ class Optimum(Frozen):
                 beside = "task" if key in ("pooling", "normalize") else "quantization"
                 text = f"'{{key}}' has no effect with {beside}: {getattr(self, beside)}; remove one of them"
                 raise PydanticCustomError("no_effect", text, {"key": key})
+        if self.quantization == "static" and self.task == "text2text-generation":
+            text = "'quantization' is not static for two graphs that feed each other; remove it, or say dynamic"
+            raise PydanticCustomError("form", text, {"key": "quantization"})
         if self.quantization == "static" and self.calibration is None:
             text = "static quantization needs texts to find ranges on: give 'calibration', or quantization: dynamic"
             raise PydanticCustomError("form", text)

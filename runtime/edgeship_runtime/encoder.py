@@ -18,7 +18,7 @@ from edgeship_runtime.answer import Label
 from edgeship_runtime.engines.checks import check_context, check_ids, check_version, choose_threads
 from edgeship_runtime.engines.ort import import_onnxruntime, open_session, translated
 from edgeship_runtime.errors import ArtifactError, EngineError, UsageError
-from edgeship_runtime.facts import EMBED, LABEL_TOKENS
+from edgeship_runtime.facts import EMBED, LABEL_TOKENS, REWRITE
 from edgeship_runtime.manifest import Manifest, artifact_file
 from edgeship_runtime.model import Model
 from edgeship_runtime.strict import Fields, read_json, show
@@ -196,6 +196,10 @@ class EncoderEngine:
 
 def open_encoder(directory: Path, manifest: Manifest, context: int, threads: int | None) -> Encoder:
     """Load an encoder that reads at most `context` tokens of a text; raises as `engines.ort.open_engine`."""
+    if manifest.model.task == REWRITE:
+        from edgeship_runtime.seq2seq import refusal
+
+        raise refusal(directory, manifest)
     start = time.perf_counter()
     ort = import_onnxruntime()
     check_version("onnxruntime", ort.__version__, manifest)

@@ -9,11 +9,12 @@ from edgeship_runtime.strict import Fields
 
 MAX_VOCAB = 1 << 24
 MAX_CONTEXT = 1 << 24
-GENERATE, EMBED, LABEL_TEXTS, LABEL_TOKENS = TASKS = (
+GENERATE, EMBED, LABEL_TEXTS, LABEL_TOKENS, REWRITE = TASKS = (
     "text-generation",
     "feature-extraction",
     "text-classification",
     "token-classification",
+    "text2text-generation",
 )
 """What a model can be for, as the hub names it."""
 

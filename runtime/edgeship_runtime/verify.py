@@ -41,7 +41,7 @@ from edgeship_runtime.board import kernels
 from edgeship_runtime.chat import load_template
 from edgeship_runtime.engines import Engine, formats, open_engine
 from edgeship_runtime.errors import EngineError, UsageError, VerifyError
-from edgeship_runtime.facts import GENERATE
+from edgeship_runtime.facts import GENERATE, REWRITE
 from edgeship_runtime.manifest import MANIFEST_NAME, Manifest, check_files, locate, model_path, read_manifest
 from edgeship_runtime.strict import nearest, show
 from edgeship_runtime.tokens import TextTokens, find_tokenizer
@@ -285,7 +285,10 @@ class _Findings:
     def check_encoder(self, threads: int | None) -> None:
         if "agreement" in self.skip:
             return
-        from edgeship_runtime.encoder import check
+        if self.manifest.model.task == REWRITE:
+            from edgeship_runtime.seq2seq import check
+        else:
+            from edgeship_runtime.encoder import check
 
         self.progress("agreement", 0.0)
         self.results["tokens"], self.results["agreement"], failures = check(self.directory, self.manifest, threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,10 +99,15 @@ def described(directory: Path) -> dict[str, FileEntry]:
 
 
 def manifest(
-    job: Job, facts: ModelFacts, sampling: SamplingDefaults, files: Mapping[str, FileEntry], weights: WeightFacts
+    job: Job,
+    facts: ModelFacts,
+    sampling: SamplingDefaults,
+    files: Mapping[str, FileEntry],
+    weights: WeightFacts,
+    graphs: Sequence[str] = (MODEL,),
 ) -> Manifest:
     """The manifest of what another exporter made; `files` are those that are there so far."""
-    graph = onnx.load(job.directory / MODEL, load_external_data=False)
+    used = {op for name in graphs for op in operators(onnx.load(job.directory / name, load_external_data=False))}
     source, recipe = job.source, job.recipe
     return Manifest(
         name=recipe.name,
@@ -117,7 +122,7 @@ def manifest(
         model=facts,
         sampling=sampling,
         weights=weights,
-        ops=tuple(operators(graph)),
+        ops=tuple(sorted(used)),
         versions=NEEDED,
         budgets=Budgets(size_mb=recipe.accept.size_mb),
         files=files,
@@ -126,8 +131,8 @@ def manifest(
 
 
 def weight_bytes(files: Mapping[str, FileEntry]) -> int:
-    """Bytes of the graph and its weights."""
-    return sum(entry.size for name, entry in files.items() if name.startswith(MODEL))
+    """Bytes of the graphs and their weights."""
+    return sum(entry.size for name, entry in files.items() if ".onnx" in name)
 
 
 def check_size(recipe: Recipe, files: Mapping[str, FileEntry]) -> None:
@@ -166,7 +171,7 @@ from revision `{revision}`.
 ```sh
 pip install 'edgeship-runtime[ort]'
 edgeship-runtime verify .
-edgeship-runtime {example}
+{example}
 ```
 
 `acceptance/` holds what `verify` compares with; `edgeship.json` names every file with its size and sha256.

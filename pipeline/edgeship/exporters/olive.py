@@ -110,7 +110,9 @@ def write(job: Job) -> Made:
         write_chats(job.directory, template, tokenizer)
         _write_golden(job, found, prompts(template, tokenizer), str(answer["made_with"]), count)
     summary = f"passes: {', '.join(str(each['type']) for each in (job.recipe.olive or Olive()).passes)}"
-    write_card(job, facts.type, "text-generation", count, size, summary, 'run . "Once upon a time" --raw')
+    write_card(
+        job, facts.type, "text-generation", count, size, summary, 'edgeship-runtime run . "Once upon a time" --raw'
+    )
     found = replace(found, files=described(job.directory))
     check_size(job.recipe, found.files)
     write_manifest(job.directory, found)

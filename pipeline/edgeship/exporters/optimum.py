@@ -1,4 +1,4 @@
-"""Encoders through Optimum: exported and quantized in its environment, compared with the float model, sealed."""
+"""Models through Optimum, encoders here: exported and quantized in its environment, compared, and sealed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from edgeship.checkpoint.strict_json import show
 from edgeship.errors import CheckpointError, FidelityError, RecipeError
 from edgeship.exporter import Optimum
 from edgeship.exporters import environment as environments
+from edgeship.exporters import seq2seq
 from edgeship.exporters.base import (
     Job,
     Made,
@@ -37,7 +38,7 @@ from edgeship.recipe import Recipe
 from edgeship.tokenizer import TOKENIZER_CONFIG, open_tokenizer
 from edgeship_runtime.encoder import CONFIG, GOLDEN, cosine, read_reading
 from edgeship_runtime.errors import EdgeshipRuntimeError
-from edgeship_runtime.facts import EMBED, ModelFacts, SamplingDefaults, WeightFacts
+from edgeship_runtime.facts import EMBED, REWRITE, ModelFacts, SamplingDefaults, WeightFacts
 from edgeship_runtime.manifest import Manifest, write_manifest
 
 LEAST_COSINE = {"dynamic": 0.95, "static": 0.95, "none": 0.999}
@@ -64,6 +65,13 @@ def check(recipe: Recipe, environment: Environment, progress: Progress) -> None:
 def write(job: Job) -> Made:
     """Export, quantize, compare and seal. Raises FidelityError where the artifact is too far from the float model."""
     options = job.recipe.optimum or Optimum()
+    if job.source.config.get("auto_map"):
+        raise CheckpointError(
+            f"{job.source.path}: config.json: auto_map asks to run code that lies in the checkpoint; it is not run.",
+            hint="use a checkpoint that transformers knows by itself",
+        )
+    if options.task == REWRITE:
+        return seq2seq.write(job, options, job.recipe.accept.cosine or LEAST_COSINE[options.quantization])
     encoder = _read(job, options)
     asked = [encoder.tokenizer.encode(text).ids for text in TEXTS]
     answer = environments.run(job.environment, "encoder", _request(job, options, encoder, asked), job.progress)
@@ -78,7 +86,7 @@ def write(job: Job) -> Made:
     weights = WeightFacts(round(min(64.0, 8 * size / count), 4), {"body": kind, "embeddings": kind})
     made = manifest(job, encoder.facts, SamplingDefaults(), files, weights)
     close = _compare(job, made, asked, str(answer["made_with"]))
-    example = f"{'embed' if options.task == EMBED else 'classify'} . 'A text.'"
+    example = f"edgeship-runtime {'embed' if options.task == EMBED else 'classify'} . 'A text.'"
     write_card(job, encoder.facts.type, options.task, count, size, close, example)
     made = replace(made, files=described(job.directory))
     check_size(job.recipe, made.files)
@@ -102,12 +110,7 @@ def _read(job: Job, options: Optimum) -> _Encoder:
     if config.get("is_encoder_decoder"):
         raise CheckpointError(
             f"{path}: expected an encoder, found one with a decoder ({str(config.get('model_type'))[:40]}).",
-            hint="sequence-to-sequence models are not exported",
-        )
-    if config.get("auto_map"):
-        raise CheckpointError(
-            f"{path}: config.json: auto_map asks to run code that lies in the checkpoint; it is not run.",
-            hint="use a checkpoint that transformers knows by itself",
+            hint=f"set optimum.task: {REWRITE}",
         )
     vocab, hidden = whole(config, "vocab_size"), whole(config, "hidden_size", "dim", "d_model")
     heads = whole(config, "num_attention_heads", "n_heads")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import pydoc_data.topics
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,12 @@ from numpy.typing import NDArray
 from edgeship import exporters
 from edgeship.build import ExportReport
 from edgeship.errors import ExporterError
-from edgeship.exporters.environment import find
+from edgeship.exporters.environment import OFFLINE, find
 from edgeship.progress import Silent
 from edgeship.recipe import read_recipe
 from edgeship_runtime import load
 from edgeship_runtime.verify import verify
-from encoders import write_bert
+from encoders import write_bert, write_rewriter
 from tolerances import COSINE_FLOAT, COSINE_INT8, COSINE_MINILM_INT8
 
 pytestmark = [pytest.mark.exporter, pytest.mark.parity]
@@ -138,6 +140,48 @@ def test_minilm_in_int8(export: Any) -> None:
     cosines = (vectors * float_vectors(source, texts, 256)).sum(axis=1)
     print(f"{len(texts)} sentences: cosine at least {cosines.min():.4f}, mean {cosines.mean():.4f}")
     assert cosines.min() > COSINE_MINILM_INT8
+
+
+RUN = """
+import json, sys
+from optimum.onnxruntime import ORTModelForSeq2SeqLM
+import torch
+model = ORTModelForSeq2SeqLM.from_pretrained(sys.argv[1], use_cache=False)
+ids = torch.tensor([json.loads(sys.argv[2])])
+print(model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)[0].tolist())
+"""
+
+
+@needs("optimum")
+@pytest.mark.parametrize("kind", ["t5", "marian"])
+def test_an_encoder_with_a_decoder_answers_as_transformers_has_it(export: Any, tmp_path: Path, kind: str) -> None:
+    import torch
+    from tokenizers import Tokenizer
+
+    oracle = write_rewriter(tmp_path / kind, kind)
+    report = export(tmp_path / kind, "exporter: optimum\noptimum: {task: text2text-generation, quantization: none}")
+    assert verify(report.artifact).verdict == "pass"
+    ids = Tokenizer.from_file(str(tmp_path / kind / "tokenizer.json")).encode(TEXTS[2]).ids
+    given = torch.tensor([ids])
+    with torch.no_grad():
+        expected = oracle.generate(
+            input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=8, do_sample=False
+        )
+    command = [str(find("optimum").python), "-c", RUN, str(report.artifact / "onnx"), json.dumps(ids)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | OFFLINE)
+    assert json.loads(ended.stdout.splitlines()[-1]) == expected[0].tolist(), ended.stderr[-2000:]
+
+
+@needs("optimum")
+@pytest.mark.parametrize("kind", ["t5", "marian"])
+def test_an_encoder_with_a_decoder_in_int8(export: Any, tmp_path: Path, kind: str) -> None:
+    write_rewriter(tmp_path / kind, kind)
+    report = export(tmp_path / kind, "exporter: optimum\noptimum: {task: text2text-generation}")
+    found = verify(report.artifact)
+    assert found.verdict == "pass"
+    manifest = json.loads((report.artifact / "onnx" / "edgeship.json").read_text())
+    assert manifest["weights"]["parts"]["body"] == "int8"
+    assert "ai.onnx.DynamicQuantizeLinear" in manifest["ops"]
 
 
 @needs("olive")

@@ -47,7 +47,7 @@ def work(request: dict[str, Any], note: Note) -> dict[str, Any]:
     note("optimum: exporting to ONNX")
     _export(checkpoint, answers / "export", request["task"])
     note(f"onnxruntime: quantization {request['quantization']}")
-    _quantize(answers / "export" / "model.onnx", out / "model.onnx", request)
+    quantize(answers / "export" / "model.onnx", out / "model.onnx", request)
     np.savez(answers / "made.npz", *_graph_answers(out / "model.onnx", cases, request["threads"]))
     made_with = ", ".join(f"{name} {version(name)}" for name in ("optimum-onnx", "torch", "transformers"))
     return {"parameters": parameters, "made_with": made_with}
@@ -101,11 +101,12 @@ def _export(checkpoint: Path, out: Path, task: str) -> None:
         raise RefusedError(f"expected a graph of token ids and a mask, found the inputs {', '.join(inputs)}.")
 
 
-def _quantize(source: Path, target: Path, request: dict[str, Any]) -> None:
+def quantize(source: Path, target: Path, request: dict[str, Any]) -> None:
+    """Write the graph with int8 weights as `request` has it, or as it is."""
     how = {"per_channel": request["per_channel"], "weight_type": quantization.QuantType.QInt8}
     if request["quantization"] == "none":
         os.replace(source, target)
-        for data in source.parent.glob("model.onnx*data"):
+        for data in source.parent.glob(f"{source.name}*data"):
             raise RefusedError(f"expected a graph of less than 2 GB, found its weights in {data.name}.")
     elif request["quantization"] == "dynamic":
         quantization.quantize_dynamic(source, target, **how)

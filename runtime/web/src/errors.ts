@@ -12,8 +12,17 @@ export class AppError extends Error {
 /** Whatever was thrown, as an AppError. */
 export function asAppError(cause: unknown): AppError {
   if (cause instanceof AppError) return cause;
+  if ((cause as Partial<Error> | null)?.name === "QuotaExceededError") return noRoom();
   const text = cause instanceof Error ? cause.message || cause.name : String(cause);
   return ranOut(text) ? outOfMemory(text) : new AppError(text.slice(0, 400), "Reload the page and try again.");
+}
+
+/** Browsers say how much room there is, some of them more than there is: writing may fail all the same. */
+export function noRoom(): AppError {
+  return new AppError(
+    "The browser gives this page no more room for the model's files.",
+    "Free space on the device, leave private browsing, or choose a smaller model. What has arrived is kept: press Resume then.",
+  );
 }
 
 /** Words with which browsers and engines say that memory ran out. */

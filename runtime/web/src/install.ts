@@ -1,4 +1,4 @@
-import { AppError } from "./errors";
+import { AppError, noRoom } from "./errors";
 import { sha256 } from "./hash";
 import type { EngineFile, Part, Site, SiteFile } from "./site";
 import type { Store, SyncFile } from "./store";
@@ -59,7 +59,7 @@ async function keepFile(
       if (stopped()) throw paused();
       if (!(await holds(out, part))) {
         const bytes = await fetchPart(part, file, base, `part ${place + 1} of ${file.parts.length} of ${file.name}`);
-        writePart(out, bytes, part, file.name);
+        writePart(out, bytes, part);
       }
       add(part.size, file.name);
     }
@@ -76,15 +76,9 @@ async function holds(file: SyncFile, part: Part): Promise<boolean> {
   return (await sha256(bytes)) === part.sha256;
 }
 
-function writePart(file: SyncFile, bytes: Uint8Array, part: Part, name: string): void {
-  try {
-    const written = file.write(bytes, { at: part.offset });
-    if (written !== bytes.length) throw new DOMException(`${written} of ${bytes.length} bytes`, "QuotaExceededError");
-    file.flush();
-  } catch (cause) {
-    if ((cause as DOMException).name !== "QuotaExceededError") throw cause;
-    throw new AppError(`The device has no room left for ${name}.`, "Free some space and press Resume, or remove the model.");
-  }
+function writePart(file: SyncFile, bytes: Uint8Array, part: Part): void {
+  if (file.write(bytes, { at: part.offset }) !== bytes.length) throw noRoom();
+  file.flush();
 }
 
 async function fetchPart(part: Part, file: SiteFile, base: string, what: string): Promise<Uint8Array> {

@@ -1,4 +1,7 @@
-"""What a request asks for, read from OpenAI's members into the runtime's terms; raises RequestError (400)."""
+"""What a request asks for, from OpenAI's members into the runtime's terms; the members are checked before.
+
+What no schema says is refused here: RequestError (400).
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,7 @@ from edgeship_runtime.server.fields import Body
 from edgeship_runtime.server.problems import RequestError
 from edgeship_runtime.server.settings import Settings
 
-_MAX_STOPS = 16
-_MAX_BIASES = 1024
-_MAX_TOOLS = 128
-_MAX_LOGPROBS = 20
-_SEEDS = (1 << 63) - 1
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_AS_THEY_ARE = ("temperature", "top_p", "min_p", "presence_penalty", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -42,87 +40,42 @@ class ChatAsk:
 
 def read_sampling(body: Body, settings: Settings) -> dict[str, Any]:
     """Generation options by the names OpenAI's API and vLLM's additions to it give them."""
-    limit = body.whole("max_completion_tokens", 1, settings.max_tokens)
-    found: dict[str, Any] = {
-        "max_tokens": limit if limit is not None else body.whole("max_tokens", 1, settings.max_tokens),
-        "temperature": body.number("temperature", 0, 2),
-        "top_p": body.number("top_p", 0, 1),
-        "top_k": body.whole("top_k", -1, 1 << 24),
-        "min_p": body.number("min_p", 0, 1),
-        "presence_penalty": body.number("presence_penalty", -2, 2),
-        "repetition_penalty": body.number("repetition_penalty", 0.01, 10),
-        "seed": body.whole("seed", -_SEEDS, _SEEDS),
-        "stop": body.texts("stop", _MAX_STOPS) or None,
-        "logit_bias": _biases(body) or None,
-    }
-    if body.number("frequency_penalty", -2, 2):
-        raise body.error("frequency_penalty", "0: this server has presence_penalty and repetition_penalty alone")
-    if body.whole("n", 1, 128) not in (None, 1):
-        raise body.error("n", "1: this server gives one answer to a request")
-    if found["top_k"] == -1:
-        found["top_k"] = 0
-    if found["seed"] is not None:
-        found["seed"] = abs(found["seed"])
-    if any(not stop for stop in found["stop"] or ()):
-        raise body.error("stop", "texts of at least one character")
-    found["max_tokens"] = found["max_tokens"] or settings.max_tokens
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _biases(body: Body) -> tuple[tuple[int, float], ...]:
-    members = body.body("logit_bias").members
-    if len(members) > _MAX_BIASES:
-        raise body.error("logit_bias", f"at most {_MAX_BIASES} tokens (there are {len(members)})")
-    found = []
-    for token, bias in members.items():
-        right = isinstance(bias, int | float) and not isinstance(bias, bool) and -100 <= bias <= 100
-        if not (right and token.isascii() and token.isdecimal() and len(token) < 10):
-            raise body.error("logit_bias", "token ids, each with a number of -100 to 100")
-        found.append((int(token), float(bias)))
-    return tuple(found)
+    found: dict[str, Any] = {name: float(body.get(name)) for name in _AS_THEY_ARE if body.get(name) is not None}
+    found["max_tokens"] = body.whole("max_completion_tokens") or body.whole("max_tokens") or settings.max_tokens
+    for name in ("top_k", "seed"):
+        if (value := body.whole(name)) is not None:
+            found[name] = abs(value) if name == "seed" else max(value, 0)
+    if stops := body.listed("stop"):
+        found["stop"] = tuple(stops)
+    if biases := body.body("logit_bias").members:
+        found["logit_bias"] = tuple((int(token), float(bias)) for token, bias in biases.items())
+    return found
 
 
 def read_chat(body: Body, settings: Settings) -> ChatAsk:
     """The body of /v1/chat/completions."""
-    messages = body.objects("messages", settings.max_messages)
-    if not messages:
-        raise body.error("messages", "a list of at least one message")
     template = body.body("chat_template_kwargs")
     thinking = template if template.get("enable_thinking") is not None else body
-    top = body.whole("top_logprobs", 0, _MAX_LOGPROBS)
-    choice = body.get("tool_choice")
-    if choice is not None and not isinstance(choice, str | dict):
-        raise body.error("tool_choice", "text or an object", choice)
     return ChatAsk(
         model=body.text("model"),
-        messages=[read_message(message, f"messages[{i}].") for i, message in enumerate(messages)],
+        messages=[read_message(message) for message in body.get("messages")],
         overrides=read_sampling(body, settings),
-        tools=body.objects("tools", _MAX_TOOLS) or None,
-        tool_choice=choice,
-        response_format=body.body("response_format").members or None,
-        enable_thinking=thinking.flag("enable_thinking") if thinking.get("enable_thinking") is not None else None,
-        thinking_budget=body.whole("thinking_budget", 0, settings.max_tokens),
-        logprobs=(top or 0) if body.flag("logprobs") else None,
+        tools=body.get("tools") or None,
+        tool_choice=body.get("tool_choice"),
+        response_format=body.get("response_format"),
+        enable_thinking=thinking.get("enable_thinking"),
+        thinking_budget=body.whole("thinking_budget"),
+        logprobs=(body.whole("top_logprobs") or 0) if body.flag("logprobs") else None,
     )
 
 
-def read_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+def read_message(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message with its text parts joined, which is what templates for text models take."""
-    body = Body(message, where)
-    role = body.text("role")
-    found = {**message, "role": "system" if role == "developer" else role}
+    found = {**message, "role": "system" if message["role"] == "developer" else message["role"]}
     content = message.get("content")
     if isinstance(content, list):
-        found["content"] = "".join(_part(body, part) for part in content)
-    elif content is not None and not isinstance(content, str):
-        raise body.error("content", "text or a list of parts", content)
+        found["content"] = "".join(part["text"] for part in content)
     return found
-
-
-def _part(body: Body, part: Any) -> str:
-    if isinstance(part, dict) and part.get("type") in _TEXT_PARTS and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise body.error("content", "parts of text: the model reads nothing else", part)
 
 
 @dataclass(frozen=True)
@@ -139,45 +92,25 @@ class TextAsk:
 
 
 def read_completion(body: Body, settings: Settings) -> TextAsk:
-    """The body of /v1/completions."""
+    """The body of /v1/completions; raises RequestError."""
     echo = body.flag("echo")
-    nothing = body.get("max_tokens") == 0 and not isinstance(body.get("max_tokens"), bool)
-    if nothing and not echo:
+    limit = body.whole("max_tokens")
+    if limit == 0 and not echo:
         raise body.error("max_tokens", "at least 1 where echo is not asked for")
-    if body.whole("best_of", 1, 128) not in (None, 1):
-        raise body.error("best_of", "1: this server gives one answer to a request")
-    if body.text("suffix", ""):
-        raise body.error("suffix", "none: this server continues texts and fills in nothing")
-    sampling = Body({**body.members, "max_tokens": 1, "logprobs": None} if nothing else body.members)
-    overrides = read_sampling(sampling, settings)
-    if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+    overrides = read_sampling(body, settings)
+    if limit is None and body.get("max_completion_tokens") is None:
         overrides["max_tokens"] = min(16, settings.max_tokens)  # OpenAI's default for this route
+    elif limit == 0:
+        overrides["max_tokens"] = 1
+    prompt = body.get("prompt")
     return TextAsk(
         model=body.text("model"),
-        prompts=read_prompts(body, "prompt", settings),
+        prompts=[prompt] if isinstance(prompt, str) or not isinstance(prompt[0], str | list) else prompt,
         overrides=overrides,
         echo=echo,
-        logprobs=body.whole("logprobs", 0, _MAX_LOGPROBS),
-        nothing=nothing,
+        logprobs=body.whole("logprobs"),
+        nothing=limit == 0,
     )
-
-
-def read_prompts(body: Body, name: str, settings: Settings) -> list[str | list[int]]:
-    """A text, texts, token ids, or lists of token ids."""
-    value = body.get(name)
-    if isinstance(value, str) or (isinstance(value, list) and value and _is_ids(value)):
-        value = [value]
-    if not isinstance(value, list) or not value or not all(isinstance(each, str) or _is_ids(each) for each in value):
-        raise body.error(name, "text, token ids, or a list of either", value)
-    if len(value) > settings.max_inputs:
-        raise body.error(name, f"at most {settings.max_inputs} texts (there are {len(value)})")
-    if not all(value):
-        raise body.error(name, "texts that are not empty")
-    return value
-
-
-def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(each) is int and 0 <= each < 1 << 31 for each in value)
 
 
 def check_length(tokens: int, settings: Settings) -> None:

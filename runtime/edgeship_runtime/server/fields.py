@@ -1,15 +1,35 @@
-"""Typed reads of a request's JSON object; whatever is wrong becomes a 400 that names the member."""
+"""A request's JSON object, held to its JSON schema; whatever is wrong becomes a 400 that names the member.
+
+The schemas are those of the OpenAPI document, in the few keywords that requests need (`schemas.py`).
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgeship_runtime.server.problems import RequestError
 
+Schema = Mapping[str, Any]
 _KINDS = {str: "text", dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
+
+
+def _is_whole(value: object) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())
+
+
+_TYPES: Mapping[str, Callable[[object], bool]] = {
+    "null": lambda value: value is None,
+    "boolean": lambda value: isinstance(value, bool),
+    "integer": _is_whole,
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+    "string": lambda value: isinstance(value, str),
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+}
 
 
 def _refuse_constant(name: str) -> Any:
@@ -20,8 +40,8 @@ def parse_object(raw: bytes) -> Body:
     """The JSON object of a request's body; raises RequestError for anything else."""
     try:
         value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-        # Half of a surrogate pair can be written in JSON and is no text: it could not be written to any answer.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        # Half of a surrogate pair and 1e999 can be written in JSON, and could not be written to any answer.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError):
         raise RequestError("the body is not valid JSON in UTF-8", code="invalid_json") from None
     if not isinstance(value, dict):
@@ -42,81 +62,124 @@ class Body:
         self.members = members
         self._where = where
 
-    def error(self, name: str, expected: str, found: object = None) -> RequestError:
+    def check(self, schema: Schema) -> Body:
+        """The body itself; raises RequestError for what is not as the schema has it."""
+        wrong = _wrong(self.members, schema, self._where.removesuffix("."))
+        if wrong is not None:
+            place, value, expected = wrong
+            found = "" if value is None or _is_type(value, expected) else f", found {kind(value)}"
+            message = f"{place or 'the body'}: expected {words(expected)}{found}"
+            raise RequestError(message, param=place or None, code="invalid_value")
+        return self
+
+    def error(self, name: str, expected: str) -> RequestError:
         """The error for one member."""
         param = self._where + name
-        said = f", found {kind(found)}" if found is not None else ""
-        return RequestError(f"{param}: expected {expected}{said}", param=param, code="invalid_value")
+        return RequestError(f"{param}: expected {expected}", param=param, code="invalid_value")
 
     def get(self, name: str) -> Any:
         """The member as it is; None when absent."""
         return self.members.get(name)
 
-    def text(self, name: str, default: str | None = None) -> str:
-        """A member that is text; without a default it must be there."""
+    def text(self, name: str, default: str = "") -> str:
+        """A member that is text."""
         value = self.members.get(name)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, str):
-            raise self.error(name, "text", value)
-        return value
+        return default if value is None else str(value)
 
     def flag(self, name: str, default: bool = False) -> bool:
         """A member that is true or false."""
         value = self.members.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.error(name, "true or false", value)
-        return value
+        return default if value is None else bool(value)
 
-    def whole(self, name: str, low: int, high: int) -> int | None:
-        """A whole number of `low` to `high`."""
+    def whole(self, name: str) -> int | None:
+        """A whole number, which may have been written as 3.0."""
         value = self.members.get(name)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.error(name, f"a whole number of {low} to {high}")
-        return value
-
-    def number(self, name: str, low: float, high: float) -> float | None:
-        """A number of `low` to `high`."""
-        value = self.members.get(name)
-        if value is None:
-            return None
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not fits or not low <= value <= high:
-            raise self.error(name, f"a number of {low:g} to {high:g}")
-        return float(value)
+        return None if value is None else int(value)
 
     def body(self, name: str) -> Body:
         """A member that is an object; an empty one when absent."""
-        value = self.members.get(name)
-        if value is None:
-            return Body({}, f"{self._where}{name}.")
-        if not isinstance(value, dict):
-            raise self.error(name, "an object", value)
-        return Body(value, f"{self._where}{name}.")
+        return Body(self.members.get(name) or {}, f"{self._where}{name}.")
 
-    def objects(self, name: str, limit: int) -> list[Mapping[str, Any]] | None:
-        """A list of at most `limit` objects."""
+    def listed(self, name: str) -> list[Any]:
+        """A member that is a list, or one of its elements alone; empty when absent."""
         value = self.members.get(name)
-        if value is None:
+        return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _is_type(value: object, schema: Schema) -> bool:
+    if "anyOf" in schema:
+        return any(_is_type(value, each) for each in schema["anyOf"])
+    types = schema.get("type", ())
+    return not types or any(_TYPES[each](value) for each in ([types] if isinstance(types, str) else types))
+
+
+def _wrong(value: Any, schema: Schema, where: str) -> tuple[str, Any, Schema] | None:
+    """Where a value differs from its schema, what is there, and the schema of that place; None when nowhere."""
+    if "anyOf" in schema:
+        found = [(_wrong(value, each, where), each) for each in schema["anyOf"]]
+        if any(wrong is None for wrong, _ in found):
             return None
-        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            raise self.error(name, "a list of objects", value)
-        if len(value) > limit:
-            raise self.error(name, f"at most {limit} of them (there are {len(value)})")
-        return value
+        # The only form that the value may have been meant as tells best what is wrong.
+        near = [wrong for wrong, each in found if _is_type(value, each)]
+        return near[0] if len(near) == 1 else (where, value, schema)
+    if not _fits(value, schema):
+        return where, value, schema
+    if isinstance(value, dict):
+        return _wrong_member(value, schema, f"{where}." if where else "")
+    for place, each in enumerate(value if isinstance(value, list) else ()):
+        wrong = _wrong(each, schema.get("items", {}), f"{where}[{place}]")
+        if wrong is not None:
+            return wrong
+    return None
 
-    def texts(self, name: str, limit: int) -> tuple[str, ...]:
-        """One text, or a list of at most `limit`; empty when absent."""
-        value = self.members.get(name)
-        found: Sequence[Any] = () if value is None else [value] if isinstance(value, str) else value
-        if not isinstance(found, Sequence) or not all(isinstance(each, str) for each in found):
-            raise self.error(name, "text or a list of texts", value)
-        if len(found) > limit:
-            raise self.error(name, f"at most {limit} texts (there are {len(found)})")
-        return tuple(found)
+
+def _wrong_member(value: dict[str, Any], schema: Schema, where: str) -> tuple[str, Any, Schema] | None:
+    members = schema.get("properties", {})
+    for name in schema.get("required", ()):
+        if name not in value:
+            return where + name, None, members[name]
+    others = schema.get("additionalProperties", {})
+    for name, each in value.items():
+        wrong = _wrong(each, members.get(name, others), where + name)
+        if wrong is not None:
+            # A name that the schema does not know is the sender's text, and may be long.
+            return wrong if name in members else (where.removesuffix("."), value, schema)
+    return None
+
+
+def _fits(value: Any, schema: Schema) -> bool:
+    """Whether a value is right apart from its elements and members."""
+    if not _is_type(value, schema) or ("enum" in schema and value not in schema["enum"]):
+        return False
+    if isinstance(value, str):
+        return bool(schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", math.inf))
+    if isinstance(value, list):
+        return bool(schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf))
+    if isinstance(value, dict):
+        pattern = schema.get("propertyNames", {}).get("pattern", "")
+        fits = len(value) <= schema.get("maxProperties", math.inf)
+        return fits and all(re.search(pattern, name, re.ASCII) for name in value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return bool(schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf))
+    return True
+
+
+def words(schema: Schema) -> str:
+    """What a schema asks for, in words."""
+    if "description" in schema:
+        return str(schema["description"])
+    if "anyOf" in schema:
+        return " or ".join(words(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if "enum" in schema:
+        return "one of " + ", ".join(str(each) for each in schema["enum"] if each is not None)
+    types = schema.get("type", "object")
+    named = types if isinstance(types, str) else types[0]
+    if named in ("integer", "number"):
+        return f"{'a whole number' if named == 'integer' else 'a number'} of {schema['minimum']} to {schema['maximum']}"
+    if named == "array":
+        most = f"at most {schema['maxItems']} of " if "maxItems" in schema else ""
+        least = f", at least {schema['minItems']}" if schema.get("minItems") else ""
+        return f"a list of {most}{words(schema.get('items', {}))}{least}"
+    if named == "string":
+        return "text that is not empty" if schema.get("minLength") else "text"
+    return {"boolean": "true or false", "object": "an object", "null": "nothing"}[named]

@@ -20,7 +20,7 @@ from edgeship_runtime import __version__
 from edgeship_runtime.answer import Stats
 from edgeship_runtime.manifest import MANIFEST_NAME
 from edgeship_runtime.model import Model
-from edgeship_runtime.server.asks import ChatAsk, read_chat, read_sampling
+from edgeship_runtime.server.asks import ChatAsk, read_chat
 from edgeship_runtime.server.chat import FINISH, chat_work
 from edgeship_runtime.server.fields import Body
 from edgeship_runtime.server.service import Service
@@ -31,6 +31,7 @@ from edgeship_runtime.talk.events import Answer, Done, Reasoning, Text, ToolCall
 
 _NDJSON = "application/x-ndjson"
 _RENAMED = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
+_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "seed", "stop", *_RENAMED.values())
 Line = Callable[[str, str, tuple[ToolCall, ...]], dict[str, Any]]
 """Text, thought and tool calls as the members of a line."""
 
@@ -38,7 +39,7 @@ Line = Callable[[str, str, tuple[ToolCall, ...]], dict[str, Any]]
 async def chat(service: Service, request: Request) -> Response:
     """Answer /api/chat."""
     body = await service.body(request)
-    members = {**body.members, "messages": [_message(each) for each in body.objects("messages", 1 << 20) or ()]}
+    members = {**body.members, "messages": [_message(each) for each in body.get("messages")]}
     ask = _ask(Body(members), service.settings)
 
     def line(text: str, thought: str, calls: tuple[ToolCall, ...]) -> dict[str, Any]:
@@ -57,8 +58,8 @@ async def chat(service: Service, request: Request) -> Response:
 async def generate(service: Service, request: Request) -> Response:
     """Answer /api/generate: a prompt by the chat template, or `raw` as it is."""
     body = await service.body(request)
-    prompt = body.text("prompt", "")
-    system = body.text("system", "")
+    prompt = body.text("prompt")
+    system = body.text("system")
     messages = [{"role": "system", "content": system}] if system else []
     ask = _ask(Body({**body.members, "messages": [*messages, {"role": "user", "content": prompt}]}), service.settings)
     raw = body.flag("raw")
@@ -74,8 +75,6 @@ async def generate(service: Service, request: Request) -> Response:
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message of Ollama's with the names that OpenAI's has."""
     found = dict(message)
-    if found.get("images"):
-        found["content"] = [{"type": "image"}]  # refused with the reason that any image is
     thinking = found.pop("thinking", None)
     return found | ({"reasoning_content": thinking} if isinstance(thinking, str) else {})
 
@@ -88,8 +87,6 @@ def _ask(body: Body, settings: Settings) -> ChatAsk:
     if isinstance(form, dict):
         form = {"type": "json_schema", "json_schema": {"name": "format", "schema": form}}
     elif form:
-        if form != "json":
-            raise body.error("format", '"json" or a JSON schema', form)
         form = {"type": "json_object"}
     think = body.get("think")
     wanted = {
@@ -97,10 +94,9 @@ def _ask(body: Body, settings: Settings) -> ChatAsk:
         "messages": body.get("messages"),
         "tools": body.get("tools"),
         "response_format": form or None,
-        "enable_thinking": bool(think) if isinstance(think, bool | str) else None,
+        "enable_thinking": None if think is None else bool(think),
     }
-    read_sampling(Body(options, "options."), settings)  # so that errors name the member as it was sent
-    return read_chat(Body({**options, **wanted}), settings)
+    return read_chat(Body({name: options.get(name) for name in _OPTIONS} | wanted), settings)
 
 
 async def _answer(
@@ -176,7 +172,7 @@ async def embeddings(service: Service, request: Request) -> Response:
     """Answer /api/embed."""
     body = await service.body(request)
     name = body.text("model")
-    vectors, tokens = await embed(service, request, name, body, "input")
+    vectors, tokens = await embed(service, request, name, body.listed("input"))
     found = [vector.tolist() for vector in vectors]
     return JSONResponse({"model": name, "embeddings": found, "prompt_eval_count": tokens})
 

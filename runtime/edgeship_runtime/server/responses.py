@@ -58,24 +58,23 @@ async def create(service: Service, request: Request) -> Response:
 
 def read(body: Body, settings: Settings) -> ChatAsk:
     """The request in the terms of a chat completion; raises RequestError."""
-    if body.get("previous_response_id") is not None or body.get("conversation") is not None:
-        raise body.error("previous_response_id", "none: this server stores no conversation; send all of it as input")
     members: dict[str, Any] = {name: body.get(name) for name in _SAMPLING}
     members |= {"model": body.get("model"), "max_tokens": body.get("max_output_tokens")}
-    instructions = body.text("instructions", "")
+    instructions = body.text("instructions")
     messages = [{"role": "system", "content": instructions}] if instructions else []
-    if isinstance(body.get("input"), str):
-        messages.append({"role": "user", "content": body.text("input")})
+    given = body.get("input")
+    if isinstance(given, str):
+        messages.append({"role": "user", "content": given})
     else:
-        items = body.objects("input", settings.max_messages)
-        if not items:
-            raise body.error("input", "text, or a list of at least one item")
-        messages += [_message(Body(item, f"input[{i}].")) for i, item in enumerate(items)]
+        # Thoughts come back with the output they stood in; templates leave old ones out.
+        messages += [_message(Body(item)) for item in given if item.get("type") != "reasoning"]
+    if not messages:
+        raise body.error("input", "at least one item that is not a thought")
     members["messages"] = messages
-    members["tools"] = [_tool(Body(tool, f"tools[{i}].")) for i, tool in enumerate(body.objects("tools", 128) or ())]
+    members["tools"] = [_tool(tool) for tool in body.listed("tools")]
     choice = body.get("tool_choice")
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        choice = {"type": "function", "function": {"name": choice.get("name")}}
+    if isinstance(choice, dict):
+        choice = {"type": "function", "function": {"name": choice["name"]}}
     form = body.body("text").body("format").members
     if form.get("type") == "json_schema":
         form = {"type": "json_schema", "json_schema": {name: form.get(name) for name in ("name", "schema", "strict")}}
@@ -84,22 +83,18 @@ def read(body: Body, settings: Settings) -> ChatAsk:
 
 def _message(item: Body) -> dict[str, Any]:
     kind = item.text("type", "message")
-    if kind == "message":
-        return {"role": item.text("role"), "content": item.get("content")}
     if kind == "function_call":
         function = {"name": item.text("name"), "arguments": item.text("arguments")}
         call = {"id": item.text("call_id"), "type": "function", "function": function}
         return {"role": "assistant", "content": "", "tool_calls": [call]}
     if kind == "function_call_output":
         return {"role": "tool", "tool_call_id": item.text("call_id"), "content": item.get("output")}
-    raise item.error("type", "message, function_call or function_call_output")
+    return {"role": item.text("role"), "content": item.get("content")}
 
 
-def _tool(tool: Body) -> dict[str, Any]:
-    if tool.text("type") != "function":
-        raise tool.error("type", "function: this server runs no tools of its own")
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     names = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {name: tool.get(name) for name in names if tool.get(name) is not None}}
+    return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from edgeship_runtime.server.fields import Body, parse_object
 from edgeship_runtime.server.gate import error_response
 from edgeship_runtime.server.problems import RequestError
 from edgeship_runtime.server.scheduler import Job, Scheduler, Work
+from edgeship_runtime.server.schemas import requests
 from edgeship_runtime.server.settings import Settings
 from edgeship_runtime.server.shelf import Shelf
 from edgeship_runtime.server.telemetry import Log, Sample, Telemetry
@@ -37,9 +38,10 @@ class Service:
         self.scheduler = scheduler
         self.telemetry = telemetry
         self.log = log
+        self.requests = requests(settings)
 
     async def body(self, request: Request) -> Body:
-        """The request's JSON object; raises RequestError."""
+        """The request's JSON object, as the schema of its route has it; raises RequestError."""
         try:
             async with asyncio.timeout(_BODY_S):
                 raw = await request.body()
@@ -47,7 +49,7 @@ class Service:
             raise RequestError(f"the body did not come within {_BODY_S} s", status=408, code="timeout") from None
         except ClientDisconnect:
             raise _gone() from None
-        return parse_object(raw)
+        return parse_object(raw).check(self.requests[request.scope["edgeship.route"]])
 
     def submit(self, request: Request, model: str, work: Work) -> Job:
         """Queue work for the request's client; raises RequestError."""

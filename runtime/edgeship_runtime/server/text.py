@@ -21,10 +21,10 @@ from starlette.responses import JSONResponse, Response
 
 from edgeship_runtime.answer import Stats
 from edgeship_runtime.model import Model
-from edgeship_runtime.server.asks import TextAsk, check_length, read_completion, read_prompts
+from edgeship_runtime.server.asks import TextAsk, check_length, read_completion
 from edgeship_runtime.server.chat import FINISH
-from edgeship_runtime.server.fields import Body
 from edgeship_runtime.server.logprobs import Recorder, TokenScore, recording, spell
+from edgeship_runtime.server.problems import RequestError
 from edgeship_runtime.server.service import Service, event
 from edgeship_runtime.server.settings import Settings
 
@@ -113,6 +113,9 @@ def text_work(model: Model, ask: TextAsk, settings: Settings) -> Generator[Part 
     for index, prompt in enumerate(ask.prompts):
         ids = model.encode(prompt)
         check_length(len(ids), settings)
+        if max(ids, default=0) >= model.engine.vocab_size:
+            known = f"token ids below {model.engine.vocab_size}, which is how many the model has"
+            raise RequestError(f"prompt: expected {known}", param="prompt", code="invalid_value")
         scored = ask.logprobs is not None
         with recording(model, ask.logprobs or 0, prompt=ask.echo) if scored else nullcontext() as recorder:
             yield from _continue(model, ask, index, ids, recorder)
@@ -204,9 +207,7 @@ async def embeddings(service: Service, request: Request) -> Response:
     body = await service.body(request)
     name = body.text("model")
     form = body.text("encoding_format", "float")
-    if form not in ("float", "base64"):
-        raise body.error("encoding_format", "float or base64")
-    vectors, tokens = await embed(service, request, name, body, "input")
+    vectors, tokens = await embed(service, request, name, body.listed("input"))
     data = [
         {"object": "embedding", "index": i, "embedding": _encoded(vector, form)} for i, vector in enumerate(vectors)
     ]
@@ -219,13 +220,9 @@ def _encoded(vector: NDArray[np.float32], form: str) -> object:
 
 
 async def embed(
-    service: Service, request: Request, name: str, body: Body, member: str
+    service: Service, request: Request, name: str, texts: list[str]
 ) -> tuple[list[NDArray[np.float32]], int]:
-    """Vectors of the texts in a member of a request, and how many tokens those have."""
-    prompts = read_prompts(body, member, service.settings)
-    texts = [each for each in prompts if isinstance(each, str)]
-    if len(texts) != len(prompts):
-        raise body.error(member, "text or a list of texts", prompts)
+    """Vectors of texts, and how many tokens those have."""
 
     def work(model: Model) -> Generator[Any, None, None]:
         for start in range(0, len(texts), _EMBED_AT_ONCE):

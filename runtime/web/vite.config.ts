@@ -2,7 +2,9 @@ import { readFileSync } from "node:fs";
 
 import { defineConfig } from "vite";
 
-const wllama = JSON.parse(readFileSync(new URL("node_modules/@wllama/wllama/package.json", import.meta.url), "utf8")) as { version: string };
+const wllama = JSON.parse(
+  readFileSync(new URL("node_modules/@wllama/wllama/package.json", import.meta.url), "utf8"),
+) as { version: string };
 
 export default defineConfig({
   // A site may lie in a folder of a host.

@@ -15,7 +15,11 @@ const ORT = "onnxruntime-web/dist";
 const BUILDS = {
   wasm: ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"],
   "webgpu-jspi": ["ort.jspi.min.mjs", "ort-wasm-simd-threaded.jspi.mjs", "ort-wasm-simd-threaded.jspi.wasm"],
-  "webgpu-asyncify": ["ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"],
+  "webgpu-asyncify": [
+    "ort.webgpu.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",
+  ],
 };
 const WLLAMA = {
   "wllama.min.js": "@wllama/wllama/esm/index.min.js",
@@ -35,7 +39,8 @@ function ship(from, url) {
 
 function engines() {
   const onnx = {};
-  for (const [name, files] of Object.entries(BUILDS)) onnx[name] = files.map((file) => ship(`${ORT}/${file}`, `engines/onnx/${file}`));
+  for (const [name, files] of Object.entries(BUILDS))
+    onnx[name] = files.map((file) => ship(`${ORT}/${file}`, `engines/onnx/${file}`));
   const wasm = Object.entries(WLLAMA).map(([name, from]) => ship(from, `engines/gguf/${name}`));
   return { onnx, gguf: { wasm } };
 }
@@ -57,7 +62,11 @@ function licences() {
 }
 
 async function audit() {
-  const run = promisify(execFile)("npm", ["audit", "--omit=dev", "--json"], { cwd: root, timeout: 60_000, maxBuffer: 1 << 24 });
+  const run = promisify(execFile)("npm", ["audit", "--omit=dev", "--json"], {
+    cwd: root,
+    timeout: 60_000,
+    maxBuffer: 1 << 24,
+  });
   const { stdout } = await run.catch((error) => error); // npm exits with 1 where it finds something
   try {
     const said = JSON.parse(stdout);
@@ -71,7 +80,11 @@ async function audit() {
 function appFiles() {
   const names = readdirSync(dist, { recursive: true, withFileTypes: true })
     .filter((entry) => entry.isFile())
-    .map((entry) => join(entry.parentPath, entry.name).slice(dist.length + 1).replaceAll("\\", "/"));
+    .map((entry) =>
+      join(entry.parentPath, entry.name)
+        .slice(dist.length + 1)
+        .replaceAll("\\", "/"),
+    );
   return names.filter((name) => !/^(engines\/|sw\.js$|.*\.json$)/.test(name)).sort();
 }
 
@@ -81,7 +94,10 @@ const shell = ["./", ...files.filter((name) => name !== "index.html")];
 const code = readFileSync(worker, "utf8");
 const all = createHash("sha256").update(code);
 for (const name of files) all.update(`${name} ${digest(join(dist, name))}\n`);
-writeFileSync(worker, code.replace("__APP_FILES__", shell.join(" ")).replace("__APP_DIGEST__", all.digest("hex").slice(0, 12)));
+writeFileSync(
+  worker,
+  code.replace("__APP_FILES__", shell.join(" ")).replace("__APP_DIGEST__", all.digest("hex").slice(0, 12)),
+);
 writeFileSync(join(dist, "engines.json"), `${JSON.stringify(engines(), null, 1)}\n`);
 writeFileSync(join(dist, "licences.json"), `${JSON.stringify(licences(), null, 1)}\n`);
 writeFileSync(join(dist, "audit.json"), `${JSON.stringify(await audit(), null, 1)}\n`);

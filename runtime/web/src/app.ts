@@ -15,6 +15,7 @@ interface Settings {
 }
 
 const SETTINGS = "edgeship-settings";
+const LOADING = "edgeship-loading";
 
 /** What the page knows: the site, what is installed of it, the worker, and the person's choices. */
 export class App {
@@ -60,7 +61,10 @@ export class App {
     this.installed = state.installed;
     this.storedBytes = state.storedBytes;
     if (!this.site && !this.installed) {
-      throw new AppError("The site has no site.json, or there is no connection.", "Open the page again when its host can be reached.");
+      throw new AppError(
+        "The site has no site.json, or there is no connection.",
+        "Open the page again when its host can be reached.",
+      );
     }
     this.changed();
   }
@@ -87,7 +91,11 @@ export class App {
 
   /** Bring the model here; a download that was cut goes on. */
   async install(progress: (value: InstallProgress) => void): Promise<void> {
-    if (!this.site) throw new AppError("There is no connection to the site.", "What has arrived is kept: press Resume when it is back.");
+    if (!this.site)
+      throw new AppError(
+        "There is no connection to the site.",
+        "What has arrived is kept: press Resume when it is back.",
+      );
     await navigator.storage.persist?.().catch(() => false); // so that the browser does not clear it when space is short
     try {
       await this.client.call("install", [this.siteJson, this.backends], progress as (value: never) => void);
@@ -117,19 +125,39 @@ export class App {
         "Choose one thread, or serve the page with the headers Cross-Origin-Opener-Policy and Cross-Origin-Embedder-Policy.",
       );
     }
-    const loaded = await this.client.load(wanted);
-    this.changed();
-    return loaded;
+    keep(LOADING, JSON.stringify(wanted));
+    try {
+      return await this.client.load(wanted);
+    } finally {
+      keep(LOADING, null);
+      this.changed();
+    }
+  }
+
+  /** How the model was being loaded when the page ended last; null when that ended well. */
+  endedWhileLoading(): string | null {
+    try {
+      const wanted = localStorage.getItem(LOADING);
+      localStorage.removeItem(LOADING);
+      return wanted;
+    } catch {
+      return null;
+    }
   }
 
   choose(settings: Partial<Settings>): void {
     Object.assign(this.settings, settings);
-    try {
-      localStorage.setItem(SETTINGS, JSON.stringify(this.settings));
-    } catch {
-      // Without storage the choice holds until the page is closed.
-    }
+    keep(SETTINGS, JSON.stringify(this.settings));
     this.changed();
+  }
+}
+
+function keep(name: string, value: string | null): void {
+  try {
+    if (value === null) localStorage.removeItem(name);
+    else localStorage.setItem(name, value);
+  } catch {
+    // Without storage a choice holds until the page is closed.
   }
 }
 

@@ -20,7 +20,10 @@ export async function measure(
   const { decode_tokens, repeats } = options;
   const prompt_tokens = Math.min(options.prompt_tokens, engine.context - decode_tokens);
   if (prompt_tokens < 1 || decode_tokens < 2 || repeats < 1) {
-    throw new AppError(`${decode_tokens} tokens do not fit into a context of ${engine.context} beside a prompt`, "Choose a larger context.");
+    throw new AppError(
+      `${decode_tokens} tokens do not fit into a context of ${engine.context} beside a prompt`,
+      "Choose a larger context.",
+    );
   }
   const prompt = Array.from({ length: prompt_tokens }, (_, place) => ((place + 1) * STRIDE) % manifest.vocabSize);
   const runs: Stats[] = [];

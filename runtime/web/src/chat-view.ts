@@ -1,6 +1,7 @@
 import type { App } from "./app";
 import { at, attempt, onPress, show } from "./dom";
 import { rate } from "./bench";
+import { AppError } from "./errors";
 
 type Turn = {
   readonly role: "user" | "assistant";
@@ -12,6 +13,7 @@ export function chatView(app: App): void {
   const turns: Turn[] = [];
   const input = at<HTMLTextAreaElement>("input");
   let busy = false;
+  let halted = false;
 
   const ready = () => {
     show("send", !busy);
@@ -23,6 +25,7 @@ export function chatView(app: App): void {
     const content = input.value.trim();
     if (busy || !content) return;
     busy = true;
+    halted = false;
     input.value = "";
     const asked = bubble("user", content);
     const answer = bubble("assistant", "");
@@ -33,6 +36,7 @@ export function chatView(app: App): void {
       if (!app.client.loaded) {
         at("speed").textContent = "Loading the model…";
         await app.load();
+        if (halted) throw new AppError("The question was not asked.", "Press Send to ask it.");
       }
       at("speed").textContent = "Reading…";
       const result = await app.client.call("chat", [turns, app.settings.temperature], (text: string) => {
@@ -74,7 +78,10 @@ export function chatView(app: App): void {
     event.preventDefault();
     void attempt(ask);
   });
-  onPress("stop", () => app.client.stop());
+  onPress("stop", () => {
+    halted = true;
+    app.client.stop();
+  });
   onPress("new-chat", () => {
     turns.length = 0;
     for (const each of at("transcript").querySelectorAll(".message")) each.remove();

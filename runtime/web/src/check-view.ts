@@ -19,12 +19,18 @@ export async function runVerify(app: App, progress: (step: Step) => void = () =>
   return app.verdict;
 }
 
-export async function runBench(app: App, options: Partial<BenchOptions> = {}, progress: (step: Step) => void = () => undefined): Promise<BenchReport> {
+export async function runBench(
+  app: App,
+  options: Partial<BenchOptions> = {},
+  progress: (step: Step) => void = () => undefined,
+): Promise<BenchReport> {
   await app.load(app.client.loaded ?? {});
   const { userAgent, platform } = app.browser;
   const about = { cpu: userAgent, system: platform, edgeship: app.model.edgeship };
   const report = await app.client.call("bench", [{ ...BENCH, ...options }, about], progress);
-  progress({ what: "memory", share: 1 });
+  app.bench = report;
+  app.changed();
+  progress({ what: "memory, which browsers tell after up to 20 s", share: 1 });
   app.bench = { ...report, peak_rss_mb: await memoryMb() };
   app.changed();
   return app.bench;
@@ -59,8 +65,13 @@ export async function sendResults(app: App): Promise<void> {
   const place = app.site?.results;
   if (!place) throw new AppError("This host takes no results.", "Copy the JSON instead.");
   const body = JSON.stringify(results(app));
-  const answer = await fetch(new URL(place, app.base), { method: "POST", body, headers: { "Content-Type": "application/json" } }).catch(() => null);
-  if (!answer) throw new AppError("The host cannot be reached.", "Copy the JSON, or send it when the connection is back.");
+  const answer = await fetch(new URL(place, app.base), {
+    method: "POST",
+    body,
+    headers: { "Content-Type": "application/json" },
+  }).catch(() => null);
+  if (!answer)
+    throw new AppError("The host cannot be reached.", "Copy the JSON, or send it when the connection is back.");
   if (answer.ok) return;
   const said = (await answer.json().catch(() => null)) as { error?: { message?: string } } | null;
   throw new AppError(said?.error?.message ?? `The host answered ${answer.status}.`, "Copy the JSON instead.");
@@ -126,15 +137,24 @@ function rows(verdict: Verdict | null, bench: BenchReport | null): HTMLElement[]
     if (templates) lines.push(["Templates", `${templates.equal} of ${templates.cases} equal`]);
     if (tokens) lines.push(["Token ids", `${tokens.equal} of ${tokens.cases} equal`]);
     if (it) {
-      lines.push(["Answers", `${it.equal} of ${it.positions} tokens equal, ${it.near_ties} near ties, ${it.wrong} wrong`]);
+      lines.push([
+        "Answers",
+        `${it.equal} of ${it.positions} tokens equal, ${it.near_ties} near ties, ${it.wrong} wrong`,
+      ]);
       lines.push(["Logits", `off by ${it.max_logit_error.toFixed(4)} at most`]);
       for (const tie of it.ties.filter((each) => each.tolerated)) {
-        lines.push(["Near tie", `${tie.case}, position ${tie.index}: the best two are ${tie.gap_std?.toFixed(3)} deviations apart`]);
+        lines.push([
+          "Near tie",
+          `${tie.case}, position ${tie.index}: the best two are ${tie.gap_std?.toFixed(3)} deviations apart`,
+        ]);
       }
     }
   }
   if (bench) {
-    lines.push(["Engine", `${bench.engine}, ${bench.kernels}, ${bench.threads} ${bench.threads === 1 ? "thread" : "threads"}`]);
+    lines.push([
+      "Engine",
+      `${bench.engine}, ${bench.kernels}, ${bench.threads} ${bench.threads === 1 ? "thread" : "threads"}`,
+    ]);
     lines.push(["First token", `${bench.ttft_s} s after ${bench.prompt_tokens} tokens`]);
     lines.push(["Prefill", `${bench.prefill_tokens_per_s} tokens/s`]);
     lines.push(["Decode", `${bench.decode_tokens_per_s} tokens/s`]);

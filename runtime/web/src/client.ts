@@ -18,7 +18,11 @@ export class Client {
 
   constructor(private readonly base: string) {}
 
-  call<Name extends Call>(name: Name, args: Calls[Name]["args"], progress: (value: never) => void = () => undefined): Promise<Calls[Name]["result"]> {
+  call<Name extends Call>(
+    name: Name,
+    args: Calls[Name]["args"],
+    progress: (value: never) => void = () => undefined,
+  ): Promise<Calls[Name]["result"]> {
     const id = this.next++;
     return new Promise((resolve, reject) => {
       this.pending.set(id, { resolve, reject, progress });
@@ -59,8 +63,14 @@ export class Client {
     worker.onmessage = ({ data }: MessageEvent<Reply>) => this.take(data);
     worker.onerror = (event) => {
       event.preventDefault();
-      const hint = "Reload the page. If it happens again, choose a smaller context or the WASM backend in Settings, or a smaller model.";
-      this.fail(new AppError(`The engine ended: ${event.message || "the worker could not be started, or ran out of memory"}.`, hint));
+      const hint =
+        "Reload the page. If it happens again, choose a smaller context or the WASM backend in Settings, or a smaller model.";
+      this.fail(
+        new AppError(
+          `The engine ended: ${event.message || "the worker could not be started, or ran out of memory"}.`,
+          hint,
+        ),
+      );
     };
     return worker;
   }

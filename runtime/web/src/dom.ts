@@ -39,4 +39,5 @@ export function bar(id: string, share: number | null): void {
   if (share !== null) progress.value = share;
 }
 
-export const mb = (bytes: number): string => (bytes < 1e8 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.round(bytes / 1e6)} MB`);
+export const mb = (bytes: number): string =>
+  bytes < 1e8 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.round(bytes / 1e6)} MB`;

@@ -71,7 +71,12 @@ export class Engine {
   constructor(readonly sequence: Sequence) {}
 
   /** Continue `prompt`; ids are given out as they come, `stopped` is asked before every token. */
-  async answer(prompt: readonly number[], options: AnswerOptions, give: (id: number) => void, stopped: () => boolean): Promise<Answer> {
+  async answer(
+    prompt: readonly number[],
+    options: AnswerOptions,
+    give: (id: number) => void,
+    stopped: () => boolean,
+  ): Promise<Answer> {
     const { sequence } = this;
     const start = performance.now();
     const cached = await this.keep(prompt);

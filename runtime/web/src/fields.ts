@@ -91,7 +91,10 @@ export function parseJson(text: string, where: string): unknown {
 }
 
 function damaged(message: string): AppError {
-  return new AppError(message, "The site is damaged: make the bundle again, or remove the model here and install it again.");
+  return new AppError(
+    message,
+    "The site is damaged: make the bundle again, or remove the model here and install it again.",
+  );
 }
 
 function kind(value: unknown): string {

@@ -29,7 +29,9 @@ export async function openGguf(model: Blob, manifest: Manifest, options: GgufOpt
   }
   // wllama resolves addresses against the document, which a worker does not have.
   Object.assign(globalThis, { document: { baseURI: options.base.href } });
-  const module = (await import(/* @vite-ignore */ new URL("wllama.min.js", options.base).href)) as typeof import("@wllama/wllama");
+  const module = (await import(
+    /* @vite-ignore */ new URL("wllama.min.js", options.base).href
+  )) as typeof import("@wllama/wllama");
   const said: string[] = [];
   const silent = () => undefined;
   const note = (...words: unknown[]) => void said.push(words.map(String).join(" ").slice(0, 200));

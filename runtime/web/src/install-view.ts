@@ -9,7 +9,10 @@ export function installView(app: App, done: () => void): void {
     const site = app.site ?? app.model;
     at("install-title").textContent = phase === "update" ? `Update ${site.name}` : `Install ${site.name}`;
     const engine = site.engine === "onnx" ? "ONNX Runtime Web" : "llama.cpp";
-    const bytes = app.backends.reduce((sum, name) => sum + (site.engineFiles[name] ?? []).reduce((all, file) => all + file.size, 0), site.bytes);
+    const bytes = app.backends.reduce(
+      (sum, name) => sum + (site.engineFiles[name] ?? []).reduce((all, file) => all + file.size, 0),
+      site.bytes,
+    );
     at("install-what").textContent =
       `${mb(bytes)} are downloaded once and kept on this device: the model, and ${engine} to run it. After that the page works without a network.`;
     const button = at<HTMLButtonElement>("install-button");
@@ -17,7 +20,8 @@ export function installView(app: App, done: () => void): void {
     button.disabled = busy;
     show("pause-button", busy);
     if (!busy) {
-      at("install-status").textContent = phase === "partial" ? `${mb(app.storedBytes)} of ${mb(site.bytes)} are here.` : "";
+      at("install-status").textContent =
+        phase === "partial" ? `${mb(app.storedBytes)} of ${mb(site.bytes)} are here.` : "";
       bar("progress", phase === "partial" ? app.storedBytes / site.bytes : null);
     }
   };

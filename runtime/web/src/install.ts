@@ -29,7 +29,12 @@ export interface InstallJob {
  * Parts that are there already are hashed and kept, so a download that was cut, or a tab that was killed while it
  * wrote, goes on where it ended. AppError says what stopped it; the state is resumable then.
  */
-export async function install(job: InstallJob, store: Store, report: (progress: InstallProgress) => void, stopped: () => boolean): Promise<void> {
+export async function install(
+  job: InstallJob,
+  store: Store,
+  report: (progress: InstallProgress) => void,
+  stopped: () => boolean,
+): Promise<void> {
   const { site, base } = job;
   const engineBytes = job.engineFiles.reduce((sum, file) => sum + file.size, 0);
   const total = site.bytes + engineBytes;
@@ -41,7 +46,8 @@ export async function install(job: InstallJob, store: Store, report: (progress: 
     await keepEngine(file, base);
     add(file.size, file.url);
   }
-  for (const file of site.files) await keepFile(file, job, store, add, stopped);
+  const old = await store.installed();
+  for (const file of site.files) await keepFile(file, job, store, add, stopped, await oldFile(file, old, store));
   await store.finish(site, job.json);
 }
 
@@ -51,6 +57,7 @@ async function keepFile(
   store: Store,
   add: (bytes: number, what: string) => void,
   stopped: () => boolean,
+  old: Blob | null,
 ): Promise<void> {
   const out = await store.write(site.digest, file.name);
   try {
@@ -58,7 +65,9 @@ async function keepFile(
     for (const [place, part] of file.parts.entries()) {
       if (stopped()) throw paused();
       if (!(await holds(out, part))) {
-        const bytes = await fetchPart(part, file, base, `part ${place + 1} of ${file.parts.length} of ${file.name}`);
+        const bytes =
+          (await partOf(old, part)) ??
+          (await fetchPart(part, file, base, `part ${place + 1} of ${file.parts.length} of ${file.name}`));
         writePart(out, bytes, part);
       }
       add(part.size, file.name);
@@ -66,6 +75,18 @@ async function keepFile(
   } finally {
     out.close();
   }
+}
+
+/** The same file in the model that an update replaces: it is not downloaded again. */
+async function oldFile(file: SiteFile, old: Site | null, store: Store): Promise<Blob | null> {
+  const same = old?.files.find((each) => each.sha256 === file.sha256 && each.size === file.size);
+  return old && same ? store.find(old.digest, same.name) : null;
+}
+
+async function partOf(file: Blob | null, part: Part): Promise<Uint8Array | null> {
+  if (!file || file.size < part.offset + part.size) return null;
+  const bytes = new Uint8Array(await file.slice(part.offset, part.offset + part.size).arrayBuffer());
+  return (await sha256(bytes)) === part.sha256 ? bytes : null;
 }
 
 /** Whether the file has this part's bytes already. */
@@ -113,7 +134,8 @@ async function fetchOnce(part: Part, file: SiteFile, base: string): Promise<Uint
   // Bytes are hashed here; the HTTP cache would hold the model a second time.
   const init: RequestInit = { cache: "no-store", ...(whole ? {} : { headers: { Range: range } }) };
   const answer = await fetch(new URL(part.url ?? file.url, base), init);
-  if (answer.status === 404) throw new AppError(`${file.url} is not on the site.`, "Reload the page: the site has changed.");
+  if (answer.status === 404)
+    throw new AppError(`${file.url} is not on the site.`, "Reload the page: the site has changed.");
   if (!answer.ok) throw new Error(`the site answered ${answer.status}`);
   const bytes = new Uint8Array(await answer.arrayBuffer());
   const ranged = !whole && answer.status !== 206; // a host that knows no ranges sends all of it
@@ -135,7 +157,10 @@ async function keepEngine(file: EngineFile, base: string): Promise<void> {
     throw new AppError(`The download was cut at ${file.url} (${cause.message}).`, RESUME);
   });
   if ((await sha256(new Uint8Array(bytes))) !== file.sha256) {
-    throw new AppError(`${file.url} is not what site.json says: its sha256 differs.`, "Reload the page and press Resume.");
+    throw new AppError(
+      `${file.url} is not what site.json says: its sha256 differs.`,
+      "Reload the page and press Resume.",
+    );
   }
   await cache.put(url, copy);
 }

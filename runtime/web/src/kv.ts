@@ -91,7 +91,12 @@ export class SharedCache implements Cache {
     private readonly outputs: Record<string, Tensor | null>,
   ) {}
 
-  static async create(ort: typeof Ort, session: InferenceSession, manifest: Manifest, context: number): Promise<SharedCache> {
+  static async create(
+    ort: typeof Ort,
+    session: InferenceSession,
+    manifest: Manifest,
+    context: number,
+  ): Promise<SharedCache> {
     const type = kindOf(session);
     const device = (await (ort.env.webgpu as unknown as { device: unknown }).device) as GpuDevice;
     const dims = [1, manifest.kvHeads, context, manifest.headDim];
@@ -129,7 +134,8 @@ export class SharedCache implements Cache {
 function kindOf(session: InferenceSession): Kind {
   const first = session.inputMetadata.find((each) => each.name === "past_key_values.0.key");
   const type = first?.isTensor ? first.type : "float32";
-  if (type !== "float32" && type !== "float16") throw new AppError(`the graph's cache is ${type}`, "Export the artifact again.");
+  if (type !== "float32" && type !== "float16")
+    throw new AppError(`the graph's cache is ${type}`, "Export the artifact again.");
   return type;
 }
 

@@ -32,7 +32,11 @@ function status(app: App): void {
   document.title = app.model.name;
   const threads = loaded && loaded.threads > 1 ? `, ${loaded.threads} threads` : "";
   const words = { wasm: "WASM", webgpu: "WebGPU" };
-  at("status").textContent = loaded ? `${words[loaded.backend]}${threads}` : app.phase === "update" ? "update available" : "";
+  at("status").textContent = loaded
+    ? `${words[loaded.backend]}${threads}`
+    : app.phase === "update"
+      ? "update available"
+      : "";
 }
 
 async function keepApp(): Promise<void> {
@@ -49,7 +53,10 @@ await attempt(async () => {
   at("message-close").addEventListener("click", () => say(""));
   void keepApp();
   if (!isSecureContext) {
-    say("This address is not secure, so the browser keeps no files and no threads for it.", "Open the page over https, or at localhost.");
+    say(
+      "This address is not secure, so the browser keeps no files and no threads for it.",
+      "Open the page over https, or at localhost.",
+    );
     return;
   }
   const app = await App.start();
@@ -64,4 +71,10 @@ await attempt(async () => {
     navigate(app, view);
   });
   app.changed();
+  if (app.endedWhileLoading()) {
+    say(
+      "The page ended while it was loading the model: the device has most likely not enough memory for it.",
+      "Close other tabs, choose a smaller context or the WASM backend in Settings, or use a smaller model.",
+    );
+  }
 });

@@ -52,7 +52,10 @@ export function parseManifest(text: string): Manifest {
   const model = top.inner("model");
   const task = model.textOrNull("task");
   if (task !== null && task !== "generate") {
-    throw new AppError(`${MANIFEST}: this page runs models that write text; this one's task is ${task}`, "Use a Pi or a computer.");
+    throw new AppError(
+      `${MANIFEST}: this page runs models that write text; this one's task is ${task}`,
+      "Use a Pi or a computer.",
+    );
   }
   const files: Record<string, FileEntry> = {};
   const listed = top.inner("files");
@@ -60,7 +63,9 @@ export function parseManifest(text: string): Manifest {
     const entry = listed.inner(name);
     files[name] = { size: entry.whole("size"), sha256: entry.text("sha256") };
   }
-  const gguf = Object.keys(files).sort().find((name) => name.endsWith(".gguf"));
+  const gguf = Object.keys(files)
+    .sort()
+    .find((name) => name.endsWith(".gguf"));
   const sampling = top.inner("sampling");
   const budgets = top.inner("budgets");
   return {

@@ -69,10 +69,17 @@ export class Model {
   }
 
   /** Answer a conversation; `give` gets whole characters as they come. */
-  async chat(messages: readonly Message[], temperature: number | null, give: (text: string) => void, stopped: () => boolean): Promise<ChatAnswer> {
+  async chat(
+    messages: readonly Message[],
+    temperature: number | null,
+    give: (text: string) => void,
+    stopped: () => boolean,
+  ): Promise<ChatAnswer> {
     const { engine, manifest } = this;
     if (!engine) throw notLoaded();
-    const text = this.template ? this.template.render(messages) : messages.map((each) => String(each.content)).join("\n");
+    const text = this.template
+      ? this.template.render(messages)
+      : messages.map((each) => String(each.content)).join("\n");
     const prompt = this.tokens.encode(text);
     const stream = this.tokens.detokenizer();
     const parts: string[] = [];

@@ -45,7 +45,9 @@ export async function openOnnx(files: OnnxFiles, manifest: Manifest, options: On
     throw new AppError(`onnxruntime-web cannot load the model: ${error.message}`, hint);
   }
   checkGraph(session, manifest);
-  const cache = gpu ? await SharedCache.create(ort, session, manifest, options.context) : new GrowingCache(ort, session, manifest);
+  const cache = gpu
+    ? await SharedCache.create(ort, session, manifest, options.context)
+    : new GrowingCache(ort, session, manifest);
   return new OnnxSequence(ort, session, manifest, cache, options);
 }
 
@@ -148,7 +150,10 @@ class OnnxSequence implements Sequence {
     const data = (await logits.getData()) as Float32Array | Uint16Array;
     const start = this.allLogits ? data.length - this.vocabSize : 0;
     const row = data.subarray(start, start + this.vocabSize);
-    const numbers = logits.type === "float16" && row instanceof Uint16Array ? Float32Array.from(row, halfToFloat) : Float32Array.from(row);
+    const numbers =
+      logits.type === "float16" && row instanceof Uint16Array
+        ? Float32Array.from(row, halfToFloat)
+        : Float32Array.from(row);
     logits.dispose();
     return numbers;
   }

@@ -48,7 +48,13 @@ export interface Calls {
   encode: { args: [text: string]; result: number[] };
   decode: { args: [ids: readonly number[]]; result: string };
   render: {
-    args: [messages: readonly Message[], tools: readonly unknown[] | null, thinking: boolean | null, prompt: boolean, extra: Record<string, unknown>];
+    args: [
+      messages: readonly Message[],
+      tools: readonly unknown[] | null,
+      thinking: boolean | null,
+      prompt: boolean,
+      extra: Record<string, unknown>,
+    ];
     result: string;
   };
   logits: { args: [ids: readonly number[]]; result: Float32Array };
@@ -60,7 +66,9 @@ export interface Calls {
 export type Call = keyof Calls;
 
 /** From the page to the worker. */
-export type Request = { readonly id: number; readonly call: Call; readonly args: readonly unknown[]; readonly base: string } | { readonly stop: true };
+export type Request =
+  | { readonly id: number; readonly call: Call; readonly args: readonly unknown[]; readonly base: string }
+  | { readonly stop: true };
 
 /** From the worker to the page; `progress` may come many times before the end of a call. */
 export type Reply =

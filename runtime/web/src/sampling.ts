@@ -21,7 +21,10 @@ export class Sampler {
     this.penalize(logits);
     let best = largest(logits);
     if (!Number.isFinite(logits[best])) {
-      throw new AppError(`the largest logit is ${logits[best]}; no token can be chosen`, "Run the check: the weights may be damaged.");
+      throw new AppError(
+        `the largest logit is ${logits[best]}; no token can be chosen`,
+        "Run the check: the weights may be damaged.",
+      );
     }
     if (this.options.temperature >= COLD) best = this.draw(logits, logits[best]!);
     this.seen.add(best);

@@ -22,14 +22,19 @@ export function settingsView(app: App): void {
     temperature.value = settings.temperature === null ? "" : String(settings.temperature);
     temperature.placeholder = app.client.loaded ? String(app.client.loaded.temperature) : "the model's";
     at("abilities").textContent = [
-      browser.adapter === null ? "This browser has no WebGPU adapter: the processor does the work." : `WebGPU: ${browser.adapter}.`,
-      browser.isolated ? `${browser.cores} cores, threads can be used.` : "One thread: SharedArrayBuffer needs the COOP and COEP headers and a secure address.",
+      browser.adapter === null
+        ? "This browser has no WebGPU adapter: the processor does the work."
+        : `WebGPU: ${browser.adapter}.`,
+      browser.isolated
+        ? `${browser.cores} cores, threads can be used.`
+        : "One thread: SharedArrayBuffer needs the COOP and COEP headers and a secure address.",
       app.model.engine === "gguf" ? "GGUF runs on the processor here." : "",
     ].join(" ");
     show("update-button", phase === "update");
     void storage(app);
   };
-  const number = (input: HTMLInputElement) => (input.value === "" || !input.validity.valid ? null : Number(input.value));
+  const number = (input: HTMLInputElement) =>
+    input.value === "" || !input.validity.valid ? null : Number(input.value);
   // What is loaded another way is let go of; the next message loads it again.
   const reload = () => app.client.loaded && app.client.restart();
   backend.addEventListener("change", () => (reload(), app.choose({ backend: backend.value as "wasm" | "webgpu" })));
@@ -43,6 +48,8 @@ export function settingsView(app: App): void {
 
 async function storage(app: App): Promise<void> {
   const { usage = 0, quota = 0 } = await navigator.storage.estimate();
-  const kept = (await navigator.storage.persisted?.()) ? "kept until removed" : "the browser may clear it when space is short";
+  const kept = (await navigator.storage.persisted?.())
+    ? "kept until removed"
+    : "the browser may clear it when space is short";
   at("storage").textContent = `${app.model.name}: ${mb(usage)} used of ${mb(quota)} that the browser gives; ${kept}.`;
 }

@@ -66,7 +66,10 @@ export function parseSite(text: string): Site {
 
 function readFile(file: Fields): SiteFile {
   const name = file.text("name");
-  if (!/^[^\\:<>"|?*\0]{1,240}$/.test(name) || name.split("/").some((part) => part === "" || part === "." || part === "..")) {
+  if (
+    !/^[^\\:<>"|?*\0]{1,240}$/.test(name) ||
+    name.split("/").some((part) => part === "" || part === "." || part === "..")
+  ) {
     file.fail("name", "a path inside the model's folder", name);
   }
   const size = file.whole("size");
@@ -78,7 +81,8 @@ function readFile(file: Fields): SiteFile {
   }));
   let end = 0;
   for (const part of parts) {
-    if (part.offset !== end || part.size > MAX_PART) file.fail("parts", "parts in order, without gaps, of up to 64 MiB", parts);
+    if (part.offset !== end || part.size > MAX_PART)
+      file.fail("parts", "parts in order, without gaps, of up to 64 MiB", parts);
     end += part.size;
   }
   if (end !== size) file.fail("parts", `${size} bytes in all`, end);
@@ -88,7 +92,10 @@ function readFile(file: Fields): SiteFile {
 /** A URL below the site's own folder: the site's files may name no other place. */
 function relative(fields: Fields, name: string): string {
   const url = fields.text(name);
-  if (!/^[A-Za-z0-9_~%@+=,()!-][^\\?#:]*$/.test(url) || url.split("/").some((part) => part === ".." || /^(%2e){1,2}$/i.test(part))) {
+  if (
+    !/^[A-Za-z0-9_~%@+=,()!-][^\\?#:]*$/.test(url) ||
+    url.split("/").some((part) => part === ".." || /^(%2e){1,2}$/i.test(part))
+  ) {
     fields.fail(name, "a relative URL inside the site", url);
   }
   return url;

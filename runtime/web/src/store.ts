@@ -78,11 +78,13 @@ export class Store {
     const handle = (await this.handle(digest, name, true)) as FileSystemFileHandle & {
       createSyncAccessHandle?: () => Promise<SyncFile>;
     };
-    if (!handle.createSyncAccessHandle) throw new AppError("This browser cannot write large files.", "Use a newer browser.");
+    if (!handle.createSyncAccessHandle)
+      throw new AppError("This browser cannot write large files.", "Use a newer browser.");
     try {
       return await handle.createSyncAccessHandle();
     } catch (cause) {
-      if ((cause as DOMException).name === "NoModificationAllowedError") throw new AppError(`${name} is in use.`, WRITTEN_BY_ANOTHER);
+      if ((cause as DOMException).name === "NoModificationAllowedError")
+        throw new AppError(`${name} is in use.`, WRITTEN_BY_ANOTHER);
       throw cause;
     }
   }

@@ -26,7 +26,9 @@ scope.addEventListener("install", (event) => {
   event.waitUntil(
     (async () => {
       const cache = await caches.open(CACHE);
-      await cache.addAll(FILES.map((file) => new Request(new URL(file, scope.registration.scope), { cache: "reload" })));
+      await cache.addAll(
+        FILES.map((file) => new Request(new URL(file, scope.registration.scope), { cache: "reload" })),
+      );
       await scope.skipWaiting();
     })(),
   );
@@ -44,11 +46,14 @@ scope.addEventListener("activate", (event) => {
 scope.addEventListener("fetch", (event) => {
   const { request } = event;
   const url = new URL(request.url);
-  const path = url.href.startsWith(scope.registration.scope) ? url.pathname.slice(new URL(scope.registration.scope).pathname.length) : null;
+  const path = url.href.startsWith(scope.registration.scope)
+    ? url.pathname.slice(new URL(scope.registration.scope).pathname.length)
+    : null;
   if (request.method !== "GET" || path === null || path.startsWith("model/")) return;
   if (path === SITE) event.respondWith(newest(request));
   else if (path.startsWith("engines/")) event.respondWith(kept(url.origin + url.pathname, request));
-  else if (request.mode === "navigate" || path === "" || path === "index.html") event.respondWith(kept(scope.registration.scope, request));
+  else if (request.mode === "navigate" || path === "" || path === "index.html")
+    event.respondWith(kept(scope.registration.scope, request));
   else event.respondWith(kept(url.origin + url.pathname, request));
 });
 

@@ -24,7 +24,8 @@ export class ChatTemplate {
   private readonly variables: Record<string, unknown>;
 
   constructor(sources: Readonly<Record<string, string>>, variables: Readonly<Record<string, unknown>> = {}) {
-    if (!Object.hasOwn(sources, "default")) throw new AppError("no chat template is named 'default'", "Export the artifact again.");
+    if (!Object.hasOwn(sources, "default"))
+      throw new AppError("no chat template is named 'default'", "Export the artifact again.");
     this.variables = { ...variables };
     for (const [name, source] of Object.entries(sources)) this.templates.set(name, compile(source));
   }
@@ -32,7 +33,8 @@ export class ChatTemplate {
   /** The conversation as the text the model was trained on; AppError where the template refuses it. */
   render(messages: readonly Message[], options: RenderOptions = {}): string {
     const { tools = null, enableThinking = null, addGenerationPrompt = true, variables = {} } = options;
-    if (!Array.isArray(messages) || !messages.length) throw new AppError("messages: the conversation is empty", MESSAGE_HINT);
+    if (!Array.isArray(messages) || !messages.length)
+      throw new AppError("messages: the conversation is empty", MESSAGE_HINT);
     const template = (tools && this.templates.get("tool_use")) || this.templates.get("default")!;
     const given = {
       ...this.variables,
@@ -55,7 +57,10 @@ export class ChatTemplate {
 }
 
 /** The template of an artifact; null where it has none. `read` gives a file's text. */
-export async function loadTemplate(names: readonly string[], read: (name: string) => Promise<string>): Promise<ChatTemplate | null> {
+export async function loadTemplate(
+  names: readonly string[],
+  read: (name: string) => Promise<string>,
+): Promise<ChatTemplate | null> {
   const config = names.includes("tokenizer_config.json")
     ? (JSON.parse(await read("tokenizer_config.json")) as Record<string, unknown>)
     : {};

@@ -38,7 +38,9 @@ export class TextTokens {
 
   /** A fresh stream whose joined output equals `decode` of all its tokens. */
   detokenizer(): Detokenizer {
-    return this.byteLevel ? new ByteDetokenizer((id) => this.bytesOf(id)) : new WindowDetokenizer((ids) => this.decode(ids));
+    return this.byteLevel
+      ? new ByteDetokenizer((id) => this.bytesOf(id))
+      : new WindowDetokenizer((ids) => this.decode(ids));
   }
 
   private bytesOf(id: number): Uint8Array {

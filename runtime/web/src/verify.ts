@@ -23,7 +23,12 @@ const LOGIT_ERROR_STD = 0.5;
 export type Progress = (what: string, share: number) => void;
 
 /** The checks of edgeship_runtime.verify on the installed files and the loaded engine: the same verdict. */
-export async function verify(model: Model, artifact: string, progress: Progress, stopped: () => boolean): Promise<Verdict> {
+export async function verify(
+  model: Model,
+  artifact: string,
+  progress: Progress,
+  stopped: () => boolean,
+): Promise<Verdict> {
   const start = performance.now();
   const failures: string[] = [];
   const verdict: Verdict = {
@@ -63,10 +68,13 @@ async function checkFiles(model: Model, failures: string[], progress: Progress):
     const file = await model.store.find(model.site.digest, name);
     if (!file) failures.push(`files: ${name}: the file is named in the manifest and does not exist`);
     else if (file.size !== entry.size) {
-      failures.push(`files: ${name}: expected ${entry.size} bytes, found ${file.size}: the file was cut short or replaced`);
+      failures.push(
+        `files: ${name}: expected ${entry.size} bytes, found ${file.size}: the file was cut short or replaced`,
+      );
     } else {
       const found = await sha256OfFile(file, (bytes) => progress("files", (done += bytes) / Math.max(total, 1)));
-      if (found !== entry.sha256) failures.push(`files: ${name}: the bytes are not those that were sealed (sha256 differs)`);
+      if (found !== entry.sha256)
+        failures.push(`files: ${name}: the bytes are not those that were sealed (sha256 differs)`);
     }
   }
   return failures.length === before;
@@ -135,7 +143,12 @@ function same(ids: readonly number[], expected: readonly number[]): boolean {
   return ids.length === expected.length && ids.every((id, place) => id === expected[place]);
 }
 
-async function checkAgreement(model: Model, failures: string[], progress: Progress, stopped: () => boolean): Promise<Agreement | null> {
+async function checkAgreement(
+  model: Model,
+  failures: string[],
+  progress: Progress,
+  stopped: () => boolean,
+): Promise<Agreement | null> {
   const { engine, manifest, store, site } = model;
   if (!engine) throw notLoaded();
   const golden = parseGolden(await store.text(site.digest, GOLDEN));
@@ -186,7 +199,9 @@ export class Comparison {
   ) {}
 
   async run(engine: Engine, each: GoldenCase, position: Position): Promise<void> {
-    const float = this.floats?.cases.find((other) => other.name === each.name)?.positions.find((other) => other.index === position.index);
+    const float = this.floats?.cases
+      .find((other) => other.name === each.name)
+      ?.positions.find((other) => other.index === position.index);
     const scores = await engine.scores(each.tokens.slice(0, position.index + 1));
     this.compare(each.name, position, scores, float ?? null);
   }
@@ -226,10 +241,13 @@ export class Comparison {
     });
     if (errors.length < position.topIds.length) {
       const missing = position.topIds.length - errors.length;
-      this.failures.push(`${name}, position ${position.index}: ${missing} of the golden best are not among the engine's best`);
+      this.failures.push(
+        `${name}, position ${position.index}: ${missing} of the golden best are not among the engine's best`,
+      );
     }
     // Log probabilities are logits less a constant, which is taken to be what these ids say on average.
-    const shift = scores.kind === "logits" ? 0 : errors.reduce((sum, error) => sum + error, 0) / Math.max(errors.length, 1);
+    const shift =
+      scores.kind === "logits" ? 0 : errors.reduce((sum, error) => sum + error, 0) / Math.max(errors.length, 1);
     const error = Math.max(0, ...errors.map((each) => Math.abs(each - shift)));
     const inStd = position.std ? error / position.std : 0;
     this.maxError = Math.max(this.maxError, error);
@@ -284,8 +302,14 @@ export function divergence(position: Position, scores: Scores): number {
   });
   const least = 1e-30;
   const rest = (values: number[]) => Math.max(1 - values.reduce((sum, value) => sum + value, 0), least);
-  const [ps, qs] = [[...p, rest(p)], [...q, rest(q)]];
-  return ps.reduce((sum, each, place) => sum + Math.max(each, least) * Math.log(Math.max(each, least) / Math.max(qs[place]!, least)), 0);
+  const [ps, qs] = [
+    [...p, rest(p)],
+    [...q, rest(q)],
+  ];
+  return ps.reduce(
+    (sum, each, place) => sum + Math.max(each, least) * Math.log(Math.max(each, least) / Math.max(qs[place]!, least)),
+    0,
+  );
 }
 
 export function round(value: number, digits: number): number {

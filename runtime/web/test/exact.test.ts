@@ -14,7 +14,10 @@ const artifacts = (process.env.EDGESHIP_ARTIFACTS ?? "").split(":").filter(Boole
 
 const text = (path: string) => readFileSync(path, "utf8");
 const tokens = (folder: string) =>
-  new TextTokens(JSON.parse(text(join(folder, "tokenizer.json"))), JSON.parse(text(join(folder, "tokenizer_config.json"))));
+  new TextTokens(
+    JSON.parse(text(join(folder, "tokenizer.json"))),
+    JSON.parse(text(join(folder, "tokenizer_config.json"))),
+  );
 
 describe.skipIf(!existsSync(join(vectors, "vectors.inp")))("llama.cpp's vectors for Qwen2", () => {
   it("gives the ids of every text, and the text of the ids", () => {

@@ -39,7 +39,7 @@ def serve(args: argparse.Namespace) -> int:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     names = safe(", ".join(settings.artifacts))
-    print(f"serving {names} at http://{shown}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    print(f"serving {names} at http://{shown}:{port}", file=sys.stderr, flush=True)
     uvicorn_server(server).run([listener])
     return 0
 

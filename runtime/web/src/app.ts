@@ -26,6 +26,7 @@ export class App {
   siteJson = "";
   installed: Site | null = null;
   storedBytes = 0;
+  installing = false;
   verdict: Verdict | null = null;
   bench: BenchReport | null = null;
   readonly settings: Settings;
@@ -96,10 +97,13 @@ export class App {
         "There is no connection to the site.",
         "What has arrived is kept: press Resume when it is back.",
       );
+    this.installing = true;
+    this.changed();
     await navigator.storage.persist?.().catch(() => false); // so that the browser does not clear it when space is short
     try {
       await this.client.call("install", [this.siteJson, this.backends], progress as (value: never) => void);
     } finally {
+      this.installing = false;
       await this.refresh();
     }
     this.client.restart();

@@ -14,7 +14,7 @@ let view: View = "chat";
 function navigate(app: App, to: View): void {
   view = to;
   const installed = app.installed !== null;
-  show("install", !installed || (to === "settings" && app.phase === "update"));
+  show("install", !installed || (to === "settings" && app.installing));
   show("chat", installed && to === "chat");
   show("check", installed && to === "check");
   show("settings", installed && to === "settings");

@@ -30,7 +30,7 @@ export function settingsView(app: App): void {
         : "One thread: SharedArrayBuffer needs the COOP and COEP headers and a secure address.",
       app.model.engine === "gguf" ? "GGUF runs on the processor here." : "",
     ].join(" ");
-    show("update-button", phase === "update");
+    show("update-button", phase === "update" && !app.installing);
     void storage(app);
   };
   const number = (input: HTMLInputElement) =>

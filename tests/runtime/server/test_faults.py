@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -20,9 +22,14 @@ import httpx
 import pytest
 
 import command_line
+from edgeship_runtime import prefix_files
+from edgeship_runtime.engines.llama_batch import LlamaSequence
 from edgeship_runtime.engines.ort import OrtEngine
 from edgeship_runtime.server import service
 from served import COLD, HOT, Served, serving
+from toy_gguf import needs_llamacpp
+
+FORMS = ["onnx", pytest.param("gguf", marks=needs_llamacpp)]
 
 
 def text_of(response: httpx.Response) -> str:
@@ -41,19 +48,38 @@ def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(OrtEngine, "evaluate", slowly)
 
 
+LEAVE = 250
+"""Clients that leave, on each engine."""
+
+
+def leave(port: int, chance: random.Random) -> None:
+    """Ask for an answer without end, and go away somewhere in the middle."""
+    stream = chance.random() < 0.8
+    body = json.dumps({"model": "tiny", "messages": HOT, "stream": stream, "ignore_eos": True}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    whole = head + body
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        if chance.random() < 0.5:  # without a word, as when the network breaks
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if chance.random() < 0.3:
+            connection.sendall(whole[: chance.randrange(len(whole))])
+            return
+        connection.sendall(whole)
+        connection.settimeout(chance.choice([0.001, 0.01, 0.1]))
+        with suppress(TimeoutError, ConnectionError):
+            for _ in range(chance.randrange(4)):
+                connection.recv(chance.randrange(1, 400))
+
+
 def test_clients_that_leave_at_any_point_free_the_engine(served: Served) -> None:
-    chance = random.Random(7)
-    for _ in range(25):
-        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as connection:
-            body = json.dumps({"model": "tiny", "messages": HOT, "stream": True, "ignore_eos": True}).encode()
-            request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
-            connection.sendall((request + body)[: chance.choice([20, len(request) + 9, len(request) + len(body)])])
-            if chance.random() < 0.5:
-                connection.settimeout(0.05)
-                with suppress(TimeoutError):
-                    connection.recv(chance.randrange(1, 400))
-    assert served.ask().json()["choices"][0]["message"]["content"] == COLD
-    served.wait(lambda: not served.server.service.scheduler.running and not served.server.service.scheduler.waiting)
+    port, chance = int(served.url.rpartition(":")[2]), random.Random(7)
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(lambda seed: leave(port, random.Random(seed)), chance.sample(range(10**6), LEAVE)))
+    scheduler = served.server.service.scheduler
+    served.wait(lambda: not scheduler.running and not scheduler.waiting)
+    for _ in range(5):
+        assert served.ask().json()["choices"][0]["message"]["content"] == COLD
+    assert not served.events("engine_failed")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -99,18 +125,23 @@ def test_many_clients_at_once_get_their_own_answers_and_beyond_the_queue_only_42
     assert sum(each.status_code == 200 for each in found) >= 12
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("runs", [0, 4])
-def test_an_engine_that_fails_is_opened_again(tiny: Path, monkeypatch: pytest.MonkeyPatch, runs: int) -> None:
-    evaluate, left = OrtEngine.evaluate, [runs]
+def test_an_engine_that_fails_is_opened_again(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, runs: int, form: str
+) -> None:
+    left = [runs]
+    kind: Any = OrtEngine if form == "onnx" else LlamaSequence
+    evaluate = kind.evaluate
 
-    def failing(self: OrtEngine, tokens: Any) -> Any:
+    def failing(self: Any, tokens: Any) -> Any:
         left[0] -= 1
         if left[0] == -1:
             raise RuntimeError("/a/path of the engine")
         return evaluate(self, tokens)
 
-    monkeypatch.setattr(OrtEngine, "evaluate", failing)
-    with serving({"tiny": tiny / "onnx"}) as served:
+    monkeypatch.setattr(kind, "evaluate", failing)
+    with serving({"tiny": tiny / form}) as served:
         broken = served.ask(stream=True)
         if runs:
             last = json.loads(broken.text.strip().splitlines()[-1].removeprefix("data: "))
@@ -123,9 +154,61 @@ def test_an_engine_that_fails_is_opened_again(tiny: Path, monkeypatch: pytest.Mo
         assert len(served.events("loaded")) == 2
 
 
-def test_an_artifact_that_is_deleted(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_an_engine_that_is_stuck(tiny: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    comes_back, stuck = threading.Event(), threading.Event()
+    kind: Any = OrtEngine if form == "onnx" else LlamaSequence
+    evaluate = kind.evaluate
+
+    def hanging(self: Any, tokens: Any) -> Any:
+        if stuck.is_set():
+            comes_back.wait(20)
+        return evaluate(self, tokens)
+
+    monkeypatch.setattr(kind, "evaluate", hanging)
+    with serving({"tiny": tiny / form}, stuck_s=0.5) as served, ThreadPoolExecutor(6) as pool:
+        assert served.ask().status_code == 200
+        stuck.set()
+        lost = [each.result() for each in [pool.submit(served.ask) for _ in range(6)]]
+        assert {(each.status_code, each.json()["error"]["code"]) for each in lost} == {(503, "stuck")}
+        refused = served.ask()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stuck")
+        health = served.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
+        stuck.clear()
+        comes_back.set()
+        served.wait(lambda: not served.server.service.scheduler.running)
+        assert served.ask().json()["choices"][0]["message"]["content"] == COLD
+        assert served.get("/health").status_code == 200
+        assert served.events("stuck")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_disk_that_is_full_while_prefixes_are_saved(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    long = [{"role": "user", "content": "What is the opposite of hot? " * 12}]
+    with serving({"tiny": tiny / form}, prefix_dir=tmp_path / "states") as served:
+        right = served.ask(messages=long, max_tokens=20).json()["choices"][0]["message"]["content"]
+        with monkeypatch.context() as patch:
+            patch.setattr(prefix_files.os, "fsync", full)
+            served.server.service.shelf.drop("tiny")
+        assert not [each for each in (tmp_path / "states").rglob("*") if each.is_file()]
+        assert served.events("prefix")
+        assert str(tmp_path) not in json.dumps(served.lines)
+        again = served.ask(messages=long, max_tokens=20).json()
+        assert again["choices"][0]["message"]["content"] == right
+        assert served.ask().json()["choices"][0]["message"]["content"] == COLD
+    assert [each for each in (tmp_path / "states").rglob("*") if each.is_file()], "there is room again"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_artifact_that_is_deleted(tiny: Path, tmp_path: Path, form: str) -> None:
     place = tmp_path / "here"
-    shutil.copytree(tiny / "onnx", place)
+    shutil.copytree(tiny / form, place)
     with serving({"tiny": place}) as served:
         assert served.ask().status_code == 200
         shutil.rmtree(place)
@@ -135,7 +218,7 @@ def test_an_artifact_that_is_deleted(tiny: Path, tmp_path: Path) -> None:
         assert gone.status_code == 503
         assert str(tmp_path) not in gone.text
         assert served.get("/health").json()["status"] == "degraded"
-        shutil.copytree(tiny / "onnx", place)
+        shutil.copytree(tiny / form, place)
         assert served.ask().json()["choices"][0]["message"]["content"] == COLD
         assert str(tmp_path) not in json.dumps(served.lines)
 
@@ -182,34 +265,43 @@ def started(tiny: Path, *options: str) -> tuple[subprocess.Popen[bytes], str]:
             time.sleep(0.05)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_end_under_load_it_ends_streams_cleanly(tiny: Path, sent: signal.Signals) -> None:
-    process, url = started(tiny, "--grace", "1")
+def test_told_to_end_under_load_it_ends_streams_cleanly(tiny: Path, sent: signal.Signals, form: str) -> None:
+    process, url = started(tiny / form, "--grace", "1")
     found: list[httpx.Response | Exception] = []
 
     def ask() -> None:
-        body = {"model": "tiny", "prompt": "Once", "max_tokens": 1000, "temperature": 2, "stream": True}
-        try:
-            found.append(httpx.post(f"{url}/v1/completions", json=body, timeout=30))
-        except httpx.TransportError as error:
-            found.append(error)
+        body = {"model": "tiny", "prompt": "Once", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+        while not found or isinstance(found[-1], httpx.Response):
+            try:
+                found.append(httpx.post(f"{url}/v1/completions", json=body, timeout=30))
+            except httpx.TransportError as error:
+                found.append(error)
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
-    time.sleep(0.4)
+    end = time.monotonic() + 20
+    while len(found) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.01)
     process.send_signal(sent)
     _, errors = process.communicate(timeout=20)
     for thread in threads:
         thread.join(20)
     assert process.returncode == 0, errors.decode()
     assert b"Traceback" not in errors
+    lasts = []
     for each in found:
-        if isinstance(each, httpx.Response) and each.status_code == 200:
-            last = each.text.strip().splitlines()[-1]
-            assert last == "data: [DONE]" or "error" in json.loads(last.removeprefix("data: "))
-        elif isinstance(each, httpx.Response):
+        if not isinstance(each, httpx.Response):
+            assert "complete message body" not in str(each), "a stream was cut off"
+        elif each.status_code == 200:
+            lasts.append(each.text.strip().splitlines()[-1])
+            assert lasts[-1] == "data: [DONE]" or "error" in json.loads(lasts[-1].removeprefix("data: "))
+        else:
             assert each.status_code == 503
+    assert len(lasts) >= 3
     assert json.loads(errors.splitlines()[-1])["event"] == "ended"
 
 

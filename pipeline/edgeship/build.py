@@ -22,6 +22,7 @@ from edgeship.calibrate.export import (
     STORE,
     calibrated,
     choose_codes,
+    needed_memory,
     obtain_tokens,
     record,
     require_memory,
@@ -52,6 +53,7 @@ from edgeship.tensors import LazyTensor
 from edgeship.text import TextSide, open_text
 
 MEASURED = ".calibration"  # beside the formats while an export runs: what was found out before its first byte
+DEFAULT_RAM = 600_000_000
 REPAIRS = 4  # rounds of a repair: gains are estimates, and each round measures anew
 SEAL_SPACE = 64 << 20  # bytes per format: tokenizer, graph and acceptance files, rounded up
 
@@ -78,14 +80,15 @@ def export(
     checkpoint: Path | None,
     out: Path,
     formats: Sequence[str],
-    max_ram: int,
+    max_ram: int | None,
     force: bool,
     progress: Progress,
 ) -> ExportReport:
     """Export a recipe to `out/<recipe name>/<format>/` for each format and report what it took.
 
-    `checkpoint` replaces the recipe's source by a local directory; `max_ram` is in bytes. Raises EdgeshipError of
-    every kind; an artifact directory exists afterwards only if it is whole.
+    `checkpoint` replaces the recipe's source by a local directory; `max_ram` is in bytes, None: DEFAULT_RAM, or what
+    the recipe's calibration needs. Raises EdgeshipError of every kind; an artifact directory exists afterwards only if
+    it is whole.
     """
     started = time.perf_counter()
     with storage_errors(out):
@@ -97,8 +100,8 @@ def export(
         shutil.rmtree(kept, ignore_errors=True)
     size = sum(p.stat().st_size for final in finals.values() for p in final.rglob("*") if p.is_file())
     seconds, peak = time.perf_counter() - started, peak_rss()
-    if peak > max_ram:
-        progress.note(f"peak memory {format_size(peak)} went over --max-ram {format_size(max_ram)}")
+    if peak > work.max_ram:
+        progress.note(f"peak memory {format_size(peak)} went over --max-ram {format_size(work.max_ram)}")
     return ExportReport(
         artifact=out / recipe.name,
         formats=tuple(formats),
@@ -121,6 +124,7 @@ class _Work:
     text: TextSide
     forms: Sequence[Format]
     budget: Budget
+    max_ram: int  # bytes
     gate: Gate | None  # what the recipe accepts of the loss against the float model
     calibration: Tokens = field(default_factory=list)  # the token sequences that codes are chosen with
 
@@ -133,7 +137,7 @@ class _Work:
 
 
 def _prepare(
-    recipe: Recipe, checkpoint: Path | None, formats: Sequence[str], max_ram: int, kept: Path, progress: Progress
+    recipe: Recipe, checkpoint: Path | None, formats: Sequence[str], asked: int | None, kept: Path, progress: Progress
 ) -> _Work:
     source = _open_source(recipe, checkpoint, progress)
     plan = plan_checkpoint(recipe, source.config, str(source.path / "config.json"))
@@ -152,6 +156,8 @@ def _prepare(
         merged = [{"name": adapter.path.name, "sha256": adapter.sha256} for adapter in adapters]
         plan = replace(plan, recorded={**plan.recorded, "adapters": merged})
     widest = max(t.nbytes // (2 * t.shape[0]) for t in tensors.values())
+    needed = max(DEFAULT_RAM, needed_memory(plan), deciding.needed_memory(plan))
+    max_ram = needed if asked is None else asked
     budget = divide(max_ram, widest, formats=len(formats), heavy=searched)
     require_memory(plan, max_ram)
     deciding.require_memory(plan, max_ram)
@@ -165,7 +171,7 @@ def _prepare(
     if deciding.wanted(plan):
         plan, importance = _decide(plan, source, CheckpointWeights(tensors), calibration, kept, progress)
         forms = [draw_up(name, plan, text, source.revision) for name in formats]
-    return _Work(plan, source, tensors, importance, text, forms, budget, gate, calibration)
+    return _Work(plan, source, tensors, importance, text, forms, budget, max_ram, gate, calibration)
 
 
 def _decide(

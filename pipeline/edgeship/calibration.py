@@ -56,12 +56,19 @@ class Calibration(Frozen):
         """The section as JSON values, files without their directories."""
         return {k: Path(v).name if k in ("text", "chats") and v else v for k, v in self.model_dump().items()}
 
+    def sampling_memory(self, decoder: Decoder) -> int:
+        """Bytes that the model takes to write the text itself, most of them keys and values; 0 with a file."""
+        d = decoder
+        cache = 2 * self.tokens * d.layers * d.kv_heads * d.head_dim  # once more of one layer, while it grows
+        wide = 4 * self.sequences * max(d.feed_forward, d.heads * d.head_dim)
+        return 0 if self.file else RESERVED + 4 * (cache + cache // d.layers + wide + 4 * CHUNK)
+
     def memory(self, decoder: Decoder, algorithm: str) -> int:
-        """Bytes that choosing codes takes at most; measured on 1.5B with 8192 tokens: a tenth less."""
+        """Bytes that writing text and choosing codes take at most; measured on 1.5B with 8192 tokens: a tenth less."""
         d = decoder
         batch, wide = max(BATCH_TOKENS, self.sequence), max(d.feed_forward, d.hidden_size, d.heads * d.head_dim)
         states = 2 * self.tokens * (d.hidden_size + d.heads * d.head_dim)
         scores = 3 * self.sequence**2 * d.heads // d.kv_heads
         work = 3 * d.hidden_size * d.feed_forward + batch * (4 * d.feed_forward + 2 * wide) + scores + 12 * CHUNK
         hessians = 2 * wide * wide + 6 * PANEL * wide if algorithm == "gptq" else 0
-        return RESERVED + 4 * (states + work + hessians)
+        return max(self.sampling_memory(d), RESERVED + 4 * (states + work + hessians))

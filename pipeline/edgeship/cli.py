@@ -27,6 +27,14 @@ app = typer.Typer(
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe of the catalogue, or the path of a YAML file.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object; errors too.")]
+Algorithm = Annotated[
+    str | None,
+    typer.Option(
+        "--algorithm",
+        metavar="NAME",
+        help="rtn, rtn-search or gptq in place of the recipe's: rtn takes seconds where gptq takes minutes.",
+    ),
+]
 Reports = Annotated[
     Path, typer.Option("--reports", metavar="DIR", help="Reports of `validate`: what they measured replaces estimates.")
 ]
@@ -108,6 +116,7 @@ def plan(
         list[str] | None,
         typer.Option("--device", metavar="DEVICE", help="A device's name, `local`, or a profile's path; repeatable."),
     ] = None,
+    algorithm: Algorithm = None,
     reports: Reports = Path("reports"),
     as_json: Json = False,
 ) -> None:
@@ -118,9 +127,10 @@ def plan(
     """
     from edgeship import catalog, cli_devices, show
     from edgeship.plan import read_plan
+    from edgeship.recipe import with_algorithm
 
     found = [catalog.find_device(d) for d in dict.fromkeys(device or ())]
-    recipe = catalog.find(name)
+    recipe = with_algorithm(catalog.find(name), algorithm)
     if recipe.exporter != "native" and not found:
         cli_exporters.plan(recipe, as_json=as_json)
         return
@@ -142,7 +152,13 @@ def export(
     formats: Annotated[
         list[str] | None, typer.Option("--format", metavar="FORMAT", help="Only this format of the recipe's.")
     ] = None,
-    max_ram: Annotated[str, typer.Option(metavar="SIZE", help="Memory the export stays under.")] = "600MB",
+    algorithm: Algorithm = None,
+    max_ram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory the export stays under; else 600MB, or what the recipe's calibration needs."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     lm_studio: Annotated[
         Path | None,
@@ -158,11 +174,11 @@ def export(
     """
     from edgeship import catalog, show
     from edgeship.progress import progress_for
-    from edgeship.recipe import chosen_formats
+    from edgeship.recipe import chosen_formats, with_algorithm
     from edgeship.sizes import format_size, parse_size
 
-    memory = parse_size(max_ram, "--max-ram")
-    recipe = catalog.find(name)
+    memory = None if max_ram is None else parse_size(max_ram, "--max-ram")
+    recipe = with_algorithm(catalog.find(name), algorithm)
     chosen = chosen_formats(recipe, formats or ())
     if lm_studio and "gguf" not in chosen:
         hint = "leave --lm-studio out, or choose a recipe with formats: [gguf]"

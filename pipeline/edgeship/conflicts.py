@@ -146,6 +146,11 @@ def _of_calibration(plan: Plan) -> Iterator[str]:
             f"calibration.sequence: {section.sequence} is more than the {plan.decoder.max_positions} positions that "
             f"{plan.decoder.model_type} was made for; lower it"
         )
+    if section is not None and not plan.recipe.scheme.calibrates:
+        yield (
+            "calibration: rounding to nearest looks at no text; set scheme.algorithm (rtn-search, gptq), or remove "
+            "calibration (only `edgeship imatrix` reads it)"
+        )
     if algorithm == "rtn":
         return
     if section is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     ConfigDict,
@@ -34,6 +34,7 @@ from edgeship.yaml_source import Document, KeyPath, Problem
 
 Host = Literal["huggingface", "modelscope", "local"]
 Format = Literal["onnx", "gguf"]
+Algorithm = Literal["rtn", "rtn-search", "gptq"]
 
 REPO = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 BUILTIN = "builtin"
@@ -93,7 +94,7 @@ class Scheme(Frozen):
     group_size: Literal[32, 64, 128] = Field(
         default=32, description="input elements that share a scale, for int4 and int8; GGUF can store 32 only"
     )
-    algorithm: Literal["rtn", "rtn-search", "gptq"] = Field(
+    algorithm: Algorithm = Field(
         default="rtn",
         description="how int4 and int8 weights are rounded: to nearest; with scales searched for the least error that "
         "`calibration` text shows; or, besides, so that later columns make up for the error of earlier ones (GPTQ)",
@@ -278,11 +279,6 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _of_the_exporter(self) -> Self:
         refuse_misplaced(self.exporter, changed(self), changed(self.accept))
-        if self.exporter == "native" and self.calibration is not None and not self.scheme.calibrates:
-            text = (
-                "rounding to nearest looks at no text: set scheme.algorithm (rtn-search, gptq), or remove calibration"
-            )
-            raise PydanticCustomError("unused", text, {"key": "calibration"})
         return self
 
     @property
@@ -340,6 +336,26 @@ def chosen_formats(recipe: Recipe, asked: Sequence[str]) -> tuple[str, ...]:
                 f"{text}{did_you_mean(name, recipe.formats)}.", hint=f"the recipe {recipe.name} says formats"
             )
     return tuple(dict.fromkeys(asked)) or recipe.formats
+
+
+def with_algorithm(recipe: Recipe, name: str | None) -> Recipe:
+    """The recipe with another `scheme.algorithm`, and text to calibrate on as far as that looks at some.
+
+    Raises UsageError where it would have no effect.
+    """
+    if name is None or name == recipe.scheme.algorithm:
+        return recipe
+    known = get_args(Algorithm)
+    if name not in known:
+        text = f"--algorithm: expected one of {', '.join(known)}, found {found(name)}{did_you_mean(name, known)}."
+        raise UsageError(text, hint="it takes the place of the recipe's scheme.algorithm")
+    if recipe.exporter != "native" or recipe.scheme.mix is not None:
+        what = f"exporter: {recipe.exporter}" if recipe.exporter != "native" else f"scheme.mix: {recipe.scheme.mix}"
+        text = f"--algorithm {name}: expected a recipe of int4 or int8 weights, found {what}, which has its own."
+        raise UsageError(text, hint="leave it out")
+    scheme = recipe.scheme.model_copy(update={"algorithm": name})
+    calibration = (recipe.calibration or Calibration()) if scheme.calibrates else None
+    return recipe.model_copy(update={"scheme": scheme, "calibration": calibration})
 
 
 def _alternatives(key: str, base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:

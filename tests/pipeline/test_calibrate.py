@@ -25,10 +25,10 @@ from edgeship.calibrate.quantize import Calibrator, Overlay
 from edgeship.calibrate.store import CodeWriter, StoredCodes
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.encodings import ENCODINGS
-from edgeship.errors import CheckpointError, PlanError, RecipeError, ResourceError
+from edgeship.errors import CheckpointError, PlanError, ResourceError
+from edgeship.plan import make_plan
 from edgeship.progress import Silent
 from edgeship.quant import rtn
-from edgeship.recipe import read_recipe
 from edgeship.reference.blocks import Block, Walk, hidden_states
 from edgeship.reference.forward import Pass
 from edgeship.reference.weights import EMBED, HEAD, CheckpointWeights, Weights
@@ -389,12 +389,11 @@ def test_what_cannot_be_is_a_conflict_of_the_plan(given: dict[str, Any], said: s
     assert any(said in conflict for conflict in plan.conflicts), plan.conflicts
 
 
-def test_text_that_nothing_would_look_at_is_refused_with_its_line(tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text("source: {repo: me/mine}\nscheme: {body: int4}\ncalibration: {tokens: 64}\n")
-    with pytest.raises(RecipeError, match=r"mine\.yaml:3:\d+: rounding to nearest looks at no text") as caught:
-        read_recipe(file)
-    assert "scheme.algorithm" in str(caught.value)
-    for scheme in ("{algorithm: gptq}", "{mix: Q4_K_M}", "{body: q4_k}", "{mixed: {bits_per_weight: 5}}"):
-        file.write_text(f"source: {{repo: me/mine}}\nscheme: {scheme}\ncalibration: {{tokens: 64}}\n")
-        assert read_recipe(file).calibration is not None
+def test_text_that_nothing_would_look_at_is_refused_by_name(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="calibration: rounding to nearest looks at no text"):
+        run(small, tmp_path, formats=["onnx"], calibration={"tokens": 64, "sequence": 32})
+    assert not list(tmp_path.iterdir())
+    config = json.loads((small / "config.json").read_text())
+    for scheme in ({"algorithm": "gptq"}, {"mix": "Q4_K_M"}, {"body": "q4_k"}, {"mixed": {"bits_per_weight": 5}}):
+        plan = make_plan(exports.recipe(formats=["gguf"], scheme=scheme, calibration={"sequence": 32}), config)
+        assert not any("looks at no text" in conflict for conflict in plan.conflicts)

@@ -205,7 +205,7 @@ def test_export_as_json_ends_with_one_object_and_is_quiet(capsys: Captured, inst
     assert isinstance(fake.request["progress"], Silent)
     assert (fake.request["checkpoint"], fake.request["max_ram"], fake.request["out"]) == (
         None,
-        600_000_000,
+        None,
         Path("artifacts"),
     )
     streams = capsys.readouterr()
@@ -345,3 +345,23 @@ def test_errors_print_in_a_narrow_locale(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
     assert "formats[0]: expected one of onnx, gguf" in done.stderr
+
+
+def test_another_algorithm_than_the_recipes(capsys: Captured, install: Install, mine: str, tmp_path: Path) -> None:
+    fake = install(FakeBuild())
+    assert run(["export", mine, "--algorithm", "gptq", "--json"]) == 0
+    made = fake.request["recipe"]
+    assert (made.scheme.algorithm, made.calibration.text, made.calibration.tokens) == ("gptq", None, 8192)
+    theirs = tmp_path / "theirs.yaml"
+    theirs.write_text("extends: qwen2.5-0.5b-int4\nscheme: {algorithm: gptq}\ncalibration: {tokens: 640}\n")
+    for name, tokens in (("rtn-search", 640), ("gptq", 640), ("rtn", None)):
+        assert run(["export", str(theirs), "--algorithm", name, "--json"]) == 0
+        made = fake.request["recipe"]
+        assert made.scheme.algorithm == name
+        assert (made.calibration and made.calibration.tokens) == tokens
+    capsys.readouterr()
+    assert run(["plan", mine, "--algorithm", "gptqq"]) == 2
+    assert "did you mean 'gptq'" in capsys.readouterr().err
+    (tmp_path / "mix.yaml").write_text("source: {repo: me/mine}\nscheme: {mix: Q4_K_M}\nformats: [gguf]\n")
+    assert run(["export", str(tmp_path / "mix.yaml"), "--algorithm", "gptq"]) == 2
+    assert "scheme.mix: Q4_K_M" in capsys.readouterr().err

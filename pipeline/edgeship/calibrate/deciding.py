@@ -66,15 +66,20 @@ def decide(plan: Plan, weights: Weights, tokens: Tokens, directory: Path, digest
     return Decided({k: v for k, v in importance.items() if chosen.get(k) not in on_grid}, chosen)
 
 
-def require_memory(plan: Plan, max_ram: int) -> None:
-    """Raises PlanError where measuring sensitivity would not stay under `max_ram` bytes."""
+def needed_memory(plan: Plan) -> int:
+    """Bytes that measuring sensitivity takes at most; 0 where nothing is measured."""
     d, choices = plan.decoder, plan.recipe.scheme.mixed
     if choices is None:
-        return
+        return 0
     wide = max(d.feed_forward, d.heads * d.head_dim, d.hidden_size)
     scores = 2 * (plan.recipe.calibration.sequence if plan.recipe.calibration else BATCH_TOKENS) ** 2
     active = THREADS * (min(choices.tokens, BATCH_TOKENS) * 5 * wide + scores * d.heads // d.kv_heads + 12 * CHUNK)
-    needed = RESERVED + 4 * (active + 10 * choices.tokens * d.hidden_size) + 5 * block_bytes(d) // 4
+    return RESERVED + 4 * (active + 10 * choices.tokens * d.hidden_size) + 5 * block_bytes(d) // 4
+
+
+def require_memory(plan: Plan, max_ram: int) -> None:
+    """Raises PlanError where measuring sensitivity would not stay under `max_ram` bytes."""
+    needed = needed_memory(plan)
     if needed > max_ram:
         raise PlanError(
             f"--max-ram: expected at least {format_size(needed)} to measure what each tensor of the mixed scheme "

@@ -59,17 +59,22 @@ def calibrated(plan: Plan) -> dict[str, Encoding]:
     }
 
 
+def needed_memory(plan: Plan) -> int:
+    """Bytes that the calibration takes at most; 0 without."""
+    section, algorithm = plan.recipe.calibration, plan.recipe.scheme.algorithm
+    if section is None:
+        return 0
+    return section.memory(plan.decoder, algorithm) if calibrated(plan) else section.sampling_memory(plan.decoder)
+
+
 def require_memory(plan: Plan, max_ram: int) -> None:
     """Raises PlanError where the calibration would not stay under `max_ram` bytes."""
-    section = plan.recipe.calibration
-    if section is None or not calibrated(plan):
-        return
-    needed = section.memory(plan.decoder, plan.recipe.scheme.algorithm)
-    if needed > max_ram:
+    section, needed = plan.recipe.calibration, needed_memory(plan)
+    if section is not None and needed > max_ram:
         raise PlanError(
             f"--max-ram: expected at least {format_size(needed)} for {plan.recipe.scheme.algorithm} with "
             f"{section.tokens} calibration tokens, found {format_size(max_ram)}.",
-            hint=f"pass --max-ram {format_size(needed)} or more, or look at fewer tokens",
+            hint=f"pass --max-ram {format_size(needed)} or more, or none; or look at fewer tokens; or --algorithm rtn",
         )
 
 

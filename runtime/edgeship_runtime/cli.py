@@ -120,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     _add_run(commands)
     _add_chat(commands)
+    _add_prefix_command(commands)
     _add_texts(commands, "embed", "print a vector for each text")
     _add_texts(commands, "classify", "print labels with their scores for each text")
     _add_info(commands)
@@ -149,12 +150,20 @@ def _command(
 
 
 def _add_run(commands: Any) -> None:
-    example = 'run artifacts/tiny-int4 "Once upon a time" --raw --greedy --max-tokens 60'
-    parser = _command(commands, "run", "answer one prompt", example)
+    examples = (
+        'run artifacts/tiny-int4 "Once upon a time" --raw --greedy --max-tokens 60',
+        'run artifacts/NAME "Sort a list." --preset coding --set language=Python',
+        'run artifacts/NAME "Why is the sky blue?" --think --thinking-budget 200',
+        'run artifacts/NAME "Invent a person." --schema person.json',
+        'run artifacts/NAME "Is water wet?" --regex "(yes|no)"',
+        'run artifacts/NAME "How warm is it in Ulm?" --tools tools.json --json',
+    )
+    parser = _command(commands, "run", "answer one prompt", "\n  edgeship-runtime ".join(examples))
     parser.add_argument("prompt", metavar="PROMPT", help="the prompt; - reads it from standard input")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     _add_sampling(parser)
     _add_conversation(parser)
+    _add_prefix(parser)
     _add_engine(parser)
     parser.add_argument("--stats", action="store_true", help="print counts and speed to standard error")
     parser.add_argument("--json", action="store_true", help="print one object at the end instead of text as it comes")
@@ -164,9 +173,25 @@ def _add_chat(commands: Any) -> None:
     parser = _command(commands, "chat", "talk, turn by turn", 'chat artifacts/tiny-int4 --system "Be brief."')
     _add_sampling(parser)
     _add_conversation(parser)
+    _add_prefix(parser)
     _add_engine(parser)
     parser.add_argument("--stats", action="store_true", help="print counts and speed after every answer")
     parser.add_argument("--json", action="store_true", help="print one object per answer, a line each")
+
+
+def _add_prefix_command(commands: Any) -> None:
+    description = "evaluate what all conversations begin with, once, into a file beside the artifact"
+    parser = _command(commands, "prefix", description, "prefix artifacts/tiny-int4 --system-file manual.txt")
+    parser.add_argument("--out", metavar="FILE", help="write it there, for --prefix (default: where it is found)")
+    _add_opening(parser.add_argument_group("conversation"))
+    _add_engine(parser)
+    parser.add_argument("--json", action="store_true", help="print one object")
+
+
+def _add_prefix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prefix", metavar="FILE", help="begin with what `prefix --out` wrote (default: the one beside the artifact)"
+    )
 
 
 def _add_texts(commands: Any, name: str, description: str) -> None:
@@ -253,7 +278,16 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 
 def _add_conversation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("conversation")
+    _add_opening(group)
+    group.add_argument("--thinking-budget", type=int, metavar="N", help="tokens after which the thought is closed")
+    form = group.add_mutually_exclusive_group()
+    form.add_argument("--schema", metavar="FILE", help="keep the answer to a JSON schema")
+    form.add_argument("--regex", metavar="PATTERN", help="keep the answer to a regular expression")
+
+
+def _add_opening(group: Any) -> None:
     group.add_argument("--system", metavar="TEXT", help="system message")
+    group.add_argument("--system-file", metavar="FILE", help="system message, from a file")
     group.add_argument(
         "--preset", metavar="NAME", help="reasoning, coding, multilingual, one of yours, or the path of a TOML file"
     )
@@ -261,6 +295,7 @@ def _add_conversation(parser: argparse.ArgumentParser) -> None:
     thinking = group.add_mutually_exclusive_group()
     thinking.add_argument("--think", action="store_true", default=None, help="ask for thinking, where the model can")
     thinking.add_argument("--no-think", dest="think", action="store_false", default=None, help="ask for none")
+    group.add_argument("--tools", metavar="FILE", help="tools to offer, a JSON list; calls are printed")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

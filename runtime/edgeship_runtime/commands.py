@@ -4,95 +4,57 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeship_runtime.console import Progress, print_json, safe, visible
+from edgeship_runtime.console import Progress, print_json, safe
 from edgeship_runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeship_runtime.answer import Result, Stats, Stream
+    from edgeship_runtime.answer import Result
     from edgeship_runtime.model import Model
+    from edgeship_runtime.talk.events import Answer
+
+Finished = TypeVar("Finished", bound=Iterable[Any])
 
 _MAX_PROMPT = 1 << 26  # bytes from standard input: more than any context holds
-_SAMPLING = (
-    "max_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "seed",
-    "stop",
-)
-_GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer one prompt on standard output."""
-    options = conversation_options(args)
-    if args.raw and (args.system is not None or args.think is not None):
-        names = "--system, --preset, --think and --no-think"
-        raise UsageError(f"--raw has no chat template for {names}", hint="leave out --raw")
+    from edgeship_runtime.talk.asking import Screen, read_asked, stats_line
+
+    asked = read_asked(args)
+    if args.raw and (conversational := [flag for flag, given in _conversational(args) if given]):
+        raise UsageError(f"--raw has no chat template for {' and '.join(conversational)}", hint="leave out --raw")
     text = _read_prompt() if args.prompt == "-" else args.prompt
     if not text:
         raise UsageError("the prompt is empty", hint='give some text: edgeship-runtime run ARTIFACT "Hello"')
     from edgeship_runtime.loading import load
 
-    with load(args.artifact, context=args.context, threads=args.threads, **engine_options(args)) as model:
-        prompt: Any = text if args.raw else [*system_message(args.system), {"role": "user", "content": text}]
-        stream = model.stream(prompt, enable_thinking=args.think, **options)
-        with stream:
-            result = finish(stream) if args.json else show_answer(stream)
+    found: Result | Answer
+    given = {"context": args.context, "threads": args.threads, "prefix": args.prefix, **engine_options(args)}
+    with load(args.artifact, **given) as model:
+        if args.raw:
+            with model.stream(text, **asked.overrides) as stream:
+                found = finish(stream).result if args.json else Screen().raw(stream)
+        else:
+            with asked.converse(model, [*asked.opening.messages, {"role": "user", "content": text}]) as events:
+                found = finish(events).answer if args.json else Screen().conversation(events)
         if args.json:
-            print_json({"artifact": str(model.directory), **result.to_json()})
+            print_json({"artifact": str(model.directory), **found.to_json()})
     if args.stats:
-        print(stats_line(result.stats), file=sys.stderr)
-    if result.finish_reason == "context" and not args.json:
+        print(stats_line(found.stats), file=sys.stderr)
+    if found.finish_reason == "context" and not args.json:
         print("the context is full: the answer ends here; a larger --context leaves more room", file=sys.stderr)
     return 0
 
 
-def conversation_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Sampling options of the preset and the command line, the latter first; raises UsageError.
-
-    The preset's system message and thinking become the command line's, where it says nothing of them.
-    """
-    given = sampling_options(args)
-    settings = dict(map(_setting, args.set or ()))
-    if args.preset is None:
-        if settings:
-            raise UsageError("--set fills in a preset, and none is given", hint="for instance --preset coding")
-        return given
-    if args.system is not None:
-        raise UsageError("--preset and --system both say the system message", hint="leave out one of them")
-    from edgeship_runtime.talk.presets import read_preset
-
-    preset = read_preset(args.preset).fill(settings)
-    args.system = preset.system
-    args.think = preset.thinking if args.think is None else args.think
-    return {**preset.options, **given}
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise UsageError(f"--set: expected NAME=VALUE, found {safe(text)!r}", hint="for instance --set language=Python")
-    return name, value
-
-
-def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Sampling options that were given on the command line; raises UsageError."""
-    given = {name: getattr(args, name) for name in _SAMPLING if getattr(args, name) is not None}
-    if args.greedy and given.get("temperature"):
-        raise UsageError(f"--greedy and --temperature {given['temperature']:g} contradict each other")
-    if args.logit_bias:
-        given["logit_bias"] = tuple(map(_bias, args.logit_bias))
-    from edgeship_runtime.sampling import GenerationOptions
-
-    GenerationOptions(**given)  # what is wrong with them is said before a model is loaded
-    return {**_GREEDY, **given} if args.greedy else given
+def _conversational(args: argparse.Namespace) -> list[tuple[str, bool]]:
+    """The options of a conversation, and whether each is given."""
+    names = ("system", "system_file", "preset", "thinking_budget", "schema", "regex", "tools")
+    flags = [(f"--{name.replace('_', '-')}", getattr(args, name) is not None) for name in names]
+    return [*flags, ("--think", args.think is True), ("--no-think", args.think is False)]
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,16 +76,6 @@ def _adapter(text: str) -> tuple[str, float]:
         ) from None
 
 
-def _bias(text: str) -> tuple[int, float]:
-    token, _, bias = text.partition("=")
-    try:
-        return int(token), float(bias)
-    except ValueError:
-        raise UsageError(
-            f"--logit-bias: expected ID=NUMBER, found {safe(text)!r}", hint="for instance --logit-bias 42=-inf"
-        ) from None
-
-
 def _read_prompt() -> str:
     raw = sys.stdin.buffer.read(_MAX_PROMPT + 1)
     if len(raw) > _MAX_PROMPT:
@@ -134,42 +86,18 @@ def _read_prompt() -> str:
         raise UsageError(f"standard input is not UTF-8 text (byte {error.start})") from None
 
 
-def system_message(text: str | None) -> list[dict[str, str]]:
-    """The messages that open a conversation."""
-    return [] if text is None else [{"role": "system", "content": text}]
-
-
-def show_answer(stream: Stream, parts: list[str] | None = None) -> Result:
-    """Print an answer as it comes and end its last line; `parts` collects what is shown, also of an answer cut off."""
-    # What a model writes may hold terminal commands; a file or a pipe gets it as it is.
-    shown: Callable[[str], str] = visible if sys.stdout.isatty() else str
-    last = ""
-    for piece in stream:
-        sys.stdout.write(shown(piece.text))
-        sys.stdout.flush()
-        last = piece.text or last
-        if parts is not None:
-            parts.append(piece.text)
-    if not last.endswith("\n"):
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-    return stream.result
-
-
-def finish(stream: Stream) -> Result:
+def finish(answer: Finished) -> Finished:
     """Generate an answer without showing it."""
-    for _ in stream:
+    for _ in answer:
         pass
-    return stream.result
+    return answer
 
 
-def stats_line(stats: Stats) -> str:
-    """Counts and speed of one answer on a line."""
-    cached = f", {stats.cached_tokens} of them kept from before" if stats.cached_tokens else ""
-    return (
-        f"[{stats.prompt_tokens} prompt tokens{cached}, first token after {stats.ttft_s:.2f} s, prefill "
-        f"{stats.prefill_tokens_per_s:.0f} tokens/s; {stats.tokens} tokens, {stats.decode_tokens_per_s:.1f} tokens/s]"
-    )
+def prefix(args: argparse.Namespace) -> int:
+    """Evaluate what all conversations begin with, once, and keep what came of it."""
+    from edgeship_runtime.talk.prefix_command import prefix as make
+
+    return make(args)
 
 
 def embed(args: argparse.Namespace) -> int:

@@ -192,7 +192,7 @@ class TestProcess:
         assert done.stdout == f"edgeship-runtime {__version__}\n"
         assert min(times) < tolerances.START_SECONDS
 
-    @pytest.mark.parametrize("name", ["", "run", "chat", "info", "verify", "bench"])
+    @pytest.mark.parametrize("name", ["", "run", "chat", "prefix", "info", "verify", "bench"])
     def test_help_has_an_example(self, command: Callable[..., Ended], name: str) -> None:
         ended = command(*filter(None, [name]), "--help")
         assert ended.code == 0

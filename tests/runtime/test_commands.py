@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,8 +15,12 @@ import pytest
 
 from acceptance_files import write_acceptance
 from command_line import ROOT, Ended, start
-from edgeship_runtime import cli, commands
+from edgeship_runtime import cli
+from edgeship_runtime.talk import asking, conversation
+from scripted import tool
 from toy_artifact import write_toy
+
+TOOL = tool("add", a={"type": "integer", "minimum": 0, "maximum": 99})
 
 
 class TestRun:
@@ -41,18 +46,16 @@ class TestRun:
         assert first != other
 
     def test_every_option_arrives(
-        self, command: Callable[..., Ended], artifact: str, monkeypatch: pytest.MonkeyPatch
+        self, command: Callable[..., Ended], artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: dict[str, Any] = {}
-        from edgeship_runtime.model import Model
+        real = conversation.converse
 
-        stream = Model.stream
-
-        def spy(self: Model, prompt: Any, **given: Any) -> Any:
+        def spy(model: Any, messages: Any, **given: Any) -> Any:
             seen.update(given)
-            return stream(self, prompt, **given)
+            return real(model, messages, **given)
 
-        monkeypatch.setattr(Model, "stream", spy)
+        monkeypatch.setattr(conversation, "converse", spy)
         options = {
             "max_tokens": 2,
             "temperature": 0.5,
@@ -65,15 +68,18 @@ class TestRun:
         }
         words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         more = ["--stop", "x", "--stop", "yz", "--logit-bias", "5=-inf", "--logit-bias", "6=1.5", "--no-think"]
+        (tmp_path / "tools.json").write_text(json.dumps([TOOL["function"]]))
+        more += ["--thinking-budget", "7", "--regex", "a+", "--tools", str(tmp_path / "tools.json")]
         assert command("run", artifact, "Hi", *words, *more).code == 0
         expected = {"stop": ["x", "yz"], "logit_bias": ((5, float("-inf")), (6, 1.5)), "enable_thinking": False}
-        assert seen == options | expected
+        form = {"type": "regex", "pattern": "a+"}
+        assert seen == options | expected | {"thinking_budget": 7, "response_format": form, "tools": [TOOL]}
 
     def test_greedy_leaves_out_the_penalties_of_the_artifact(
         self, command: Callable[..., Ended], artifact: str
     ) -> None:
         args = cli.build_parser().parse_args(["run", artifact, "x", "--greedy", "--presence-penalty", "1"])
-        assert commands.sampling_options(args) == {
+        assert asking.sampling_options(args) == {
             "temperature": 0.0,
             "repetition_penalty": 1.0,
             "presence_penalty": 1.0,

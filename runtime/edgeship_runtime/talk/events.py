@@ -77,6 +77,20 @@ class Answer:
     """Of `tokens`, those of the thought, tags included."""
     stats: Stats
 
+    def to_json(self) -> dict[str, object]:
+        """Plain values for `json.dumps`."""
+        return {
+            "text": self.text,
+            "reasoning": self.reasoning,
+            "tool_calls": [call.to_json() for call in self.tool_calls],
+            "problems": list(self.problems),
+            "finish_reason": self.finish_reason,
+            "stop_string": self.stop_string,
+            "tokens": list(self.tokens),
+            "reasoning_tokens": self.reasoning_tokens,
+            "stats": self.stats.to_json(),
+        }
+
     def message(self) -> dict[str, object]:
         """The answer as a message for the next turn; the template decides what becomes of its thought."""
         found: dict[str, object] = {"role": "assistant", "content": self.text}

@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat info verify recipes test test-clients test-web test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix bench-schema bench-serve train clean
+.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-web test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix bench-schema bench-serve train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ help: ## this list
 .venv/.test: .venv/.run
 	@echo "installing what the tests compare with: torch, transformers, onnxruntime-genai (a few minutes the first time)"
 	@$(PIP) --editable './runtime[ort]' --editable '.[test]'
+	@touch $@
+
+.venv/.serve: .venv/.run
+	@$(PIP) --editable './runtime[ort,server,structured]'
 	@touch $@
 
 .venv/.device: .venv/.run
@@ -77,6 +81,9 @@ run: .venv/.run ## text from an artifact: make run ARTIFACT=artifacts/tiny-int4 
 
 chat: .venv/.run ## a conversation with an artifact
 	@$(BIN)/edgeship-runtime chat $(ARTIFACT)
+
+serve: .venv/.serve ## OpenAI's and Ollama's APIs and a chat page on this machine: make serve ARTIFACT=... PORT=8080
+	@$(BIN)/edgeship-runtime serve $(ARTIFACT) $(if $(PORT),--port $(PORT))
 
 info: .venv/.run ## what an artifact is and holds
 	@$(BIN)/edgeship-runtime info $(ARTIFACT)
@@ -131,7 +138,7 @@ test-web: .venv/.test ## the page in headless Chromium, with Node.js and npm's r
 test-device: .venv/.device ## the whole path on emulated Raspberry Pis 4 and 5 (root; half an hour)
 	@$(BIN)/pytest -m device -rs $(or $(TESTS),tests/device)
 
-test-android: runner-android .venv/.device ## the runner for phones under qemu, and a phone's shell behind adb (the runner is built first)
+test-android: runner-android .venv/.device .venv/.llamacpp ## the runner for phones under qemu, and a phone's shell behind adb (the runner is built first)
 	@$(BIN)/pytest -m device -rs $(or $(TESTS),tests/android)
 
 check: .venv/.check ## formatting, lint, types, import contracts, generated docs
@@ -164,6 +171,9 @@ bench-exporters: .venv/.test ## our exporter beside Olive on a checkpoint: size,
 bench-fidelity: .venv/.test .venv/.llamacpp ## what each scheme loses, on a model of 20 M weights (trained first: some ten minutes)
 	@test -f .cache/small20m/config.json || PYTHONPATH=tests $(BIN)/python tests/bench/train_model.py .cache/small20m
 	@$(BIN)/python tests/bench/compare_fidelity.py .cache/small20m $(BENCH)
+
+screenshots: .venv/.test ## the README's pictures of the server's page, from ARTIFACT (Chromium)
+	@PYTHONPATH=tests $(BIN)/python tests/bench/screenshots.py $(ARTIFACT) .github/images
 
 bench-plan: .venv/.test .venv/.llamacpp ## what plan expects of this machine beside what is measured
 	@$(BIN)/python tests/bench/compare_plan.py $(BENCH)

@@ -28,9 +28,9 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("max_tokens", "N", "tokens to generate for one request"),
     ),
     "conversations that wait": (
-        ("prefix_memory_mb", "MB", "memory for what a model has made of them, of each model; 0: none is kept"),
-        ("prefix_dir", "DIR", "where they outlive the server"),
-        ("prefix_disk_mb", "MB", "what they take there, of each model"),
+        ("prefix_memory_mb", "MB", "memory for the states of conversations that wait, of each model; 0: none is kept"),
+        ("prefix_dir", "DIR", "directory where such states outlive the server"),
+        ("prefix_disk_mb", "MB", "what such states take there, of each model"),
     ),
 }
 """Groups of options: the member of Settings, what its value is called, what it means."""

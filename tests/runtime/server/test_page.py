@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ from edgeship_runtime.server.serve import build, listen, uvicorn_server
 from edgeship_runtime.server.settings import Settings
 from edgeship_runtime.server.telemetry import Log
 from toy_artifact import write_toy
+
+ROOT = Path(__file__).parents[3]
 
 
 class Slow:
@@ -151,6 +154,14 @@ class TestFiles:
         response = httpx.get(served.url + path)
         assert response.status_code == 404
         assert "import" not in response.text
+
+    @pytest.mark.parametrize("size", WIDTHS.values(), ids=WIDTHS)
+    def test_the_readme_shows_it(self, size: tuple[int, int]) -> None:
+        name = f".github/images/page-{size[0]}.png"
+        assert f'src="{name}"' in (ROOT / "README.md").read_text(encoding="utf-8")
+        raw = (ROOT / name).read_bytes()
+        assert struct.unpack(">II", raw[16:24]) == size
+        assert len(raw) < 100_000
 
     def test_no_outside_resource_and_no_html_from_text(self) -> None:
         folder = resources.files("edgeship_runtime.server") / "page_files"

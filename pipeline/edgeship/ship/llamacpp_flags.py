@@ -10,7 +10,7 @@ from edgeship.ship.wheels import Target
 
 CPUS = ("all", "device")
 
-_COMMON = {
+COMMON = {
     "BUILD_SHARED_LIBS": "ON",
     "GGML_NATIVE": "OFF",
     # ggml's own threads then: a board without a network cannot get libgomp1.
@@ -57,10 +57,10 @@ def build_for(target: Target, cpu: str) -> Build:
     if cpu not in CPUS:
         raise UsageError(f"--cpu: expected {' or '.join(CPUS)}, found {cpu[:40]!r}.", hint="all fits every device")
     if cpu == "all":
-        return Build(target.arch, "all", _COMMON | _ALL, _TOO_NEW[target.arch])
+        return Build(target.arch, "all", COMMON | _ALL, _TOO_NEW[target.arch])
     isa = set(target.isa)
     name, options = _arm(isa) if target.arch == "aarch64" else _x86(isa)
-    return Build(target.arch, name, _COMMON | options, ())
+    return Build(target.arch, name, COMMON | options, ())
 
 
 def _arm(isa: set[str]) -> tuple[str, dict[str, str]]:

@@ -88,7 +88,7 @@ def make_wheel(
             if found is not None:
                 return Built(read_wheel(found), build, 0.0)
             tools = _tools(build)
-            source = _source(folder.parent, progress)
+            source = fetch_source(folder.parent, progress)
             made = _build(build, tools, source, folder, jobs or os.cpu_count() or 1, progress)
             return Built(read_wheel(made), build, time.monotonic() - began)
     except OSError as error:
@@ -128,7 +128,7 @@ def _tools(build: Build) -> dict[str, str]:
     return {use: path for use, path in found.items() if path is not None}
 
 
-def _source(cache: Path, progress: Progress) -> Path:
+def fetch_source(cache: Path, progress: Progress) -> Path:
     """The source distribution, fetched once and checked against its hash."""
     path = cache / _SDIST
     if not path.is_file():
@@ -136,7 +136,7 @@ def _source(cache: Path, progress: Progress) -> Path:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=:all:", "--progress-bar", "off"]
         part = cache / ".sdist"
         shutil.rmtree(part, ignore_errors=True)
-        done = _run([*command, "--dest", str(part), f"llama-cpp-python=={VERSION}"])
+        done = run_tool([*command, "--dest", str(part), f"llama-cpp-python=={VERSION}"])
         if done.returncode or not (part / _SDIST).is_file():
             reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "pip did not say why")
             hint = f"check the network and pip's own settings, or put {_SDIST} into {cache}"
@@ -160,12 +160,12 @@ def _build(build: Build, tools: dict[str, str], sdist: Path, folder: Path, jobs:
         shutil.rmtree(source, ignore_errors=True)
         with tarfile.open(sdist) as archive:
             archive.extractall(source, filter="data")
-        _drop_variants(build, _top(source))
+        _drop_variants(build, top_of(source))
         (folder / ".unpacked").touch()
-    top = _top(source)
+    top = top_of(source)
     progress.start(0, f"llama.cpp for {build.arch}, {build.cpu}: some ten CPU minutes, once")
     _configure(build, tools, top, objects)
-    _compile([tools["ninja"], "-C", str(objects), f"-j{jobs}", "llama"], progress)
+    run_ninja([tools["ninja"], "-C", str(objects), f"-j{jobs}", "llama"], progress)
     made = _pack(build, top, objects, folder)
     progress.finish()
     for left in (source, objects):
@@ -174,7 +174,8 @@ def _build(build: Build, tools: dict[str, str], sdist: Path, folder: Path, jobs:
     return made
 
 
-def _top(source: Path) -> Path:
+def top_of(source: Path) -> Path:
+    """The folder that the source distribution unpacks to."""
     return source / f"llama_cpp_python-{VERSION}"
 
 
@@ -210,12 +211,13 @@ def _configure(build: Build, tools: dict[str, str], top: Path, objects: Path) ->
     if ccache:
         options |= {"CMAKE_C_COMPILER_LAUNCHER": ccache, "CMAKE_CXX_COMPILER_LAUNCHER": ccache}
     given = [f"-D{name}={value}" for name, value in options.items()]
-    done = _run([tools["cmake"], "-G", "Ninja", "-S", str(top / "vendor/llama.cpp"), "-B", str(objects), *given])
+    done = run_tool([tools["cmake"], "-G", "Ninja", "-S", str(top / "vendor/llama.cpp"), "-B", str(objects), *given])
     if done.returncode:
-        raise _failed("configuring llama.cpp", done.stdout + done.stderr)
+        raise build_error("configuring llama.cpp", done.stdout + done.stderr)
 
 
-def _compile(command: Sequence[str], progress: Progress) -> None:
+def run_ninja(command: Sequence[str], progress: Progress) -> None:
+    """Run a build and note its steps; raises DependencyError with what the compiler said, ResourceError."""
     said: list[str] = []
     noted = time.monotonic()
     with subprocess.Popen(
@@ -233,10 +235,11 @@ def _compile(command: Sequence[str], progress: Progress) -> None:
             process.terminate()
             raise
     if process.returncode:
-        raise _failed("compiling llama.cpp", "".join(said))
+        raise build_error("compiling llama.cpp", "".join(said))
 
 
-def _failed(what: str, said: str) -> EdgeshipError:
+def build_error(what: str, said: str) -> EdgeshipError:
+    """The error for a step of a build, with the lines of its output that say why."""
     lines = [line for line in said.splitlines() if line.strip()]
     at = next((i for i, line in enumerate(lines) if re.search(r"error|FAILED", line, re.IGNORECASE)), -_LAST_LINES)
     shown = "\n".join(lines[at:][:_LAST_LINES])
@@ -277,7 +280,8 @@ def _oldest_glibc(libraries: Sequence[bytes]) -> tuple[int, int]:
     return max((major, minor), _ITS_GLIBC) if newest >= _GCC_12_LIBSTDCXX else (major, minor)
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run_tool(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a tool of a build to its end, without what in our environment would change the build."""
     return subprocess.run(command, capture_output=True, text=True, errors="replace", env=_environment(), check=False)
 
 

@@ -170,7 +170,7 @@ def test_a_source_that_cannot_be_had(tools: Path, monkeypatch: pytest.MonkeyPatc
     def fails(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "ERROR: no network\n")
 
-    monkeypatch.setattr(llamacpp_wheel, "_run", fails)
+    monkeypatch.setattr(llamacpp_wheel, "run_tool", fails)
     with pytest.raises(SourceError, match="did not give llama-cpp-python's source: ERROR: no network"):
         make(tools)
 

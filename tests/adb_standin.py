@@ -11,21 +11,24 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SERIAL = "R58M123ABC"
+SHELL = ("sh", "-c")
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
 
 
 class Shell:
     """One `shell,v2,raw:` command; `send` is given whole packets, the bytes of the other side go to `feed`."""
 
-    def __init__(self, command: str, environment: dict[str, str], send: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, command: str, environment: dict[str, str], send: Callable[[bytes], None], shell: Sequence[str] = SHELL
+    ) -> None:
         self._send, self._rest = send, b""
         self._process = subprocess.Popen(
-            ["sh", "-c", command],
+            [*shell, command],
             cwd="/",
             env=environment,
             stdin=subprocess.PIPE,
@@ -80,9 +83,10 @@ class Shell:
 
 
 class Server:
-    """An adb server; `state` other than `device` is what it refuses with."""
+    """An adb server; `state` other than `device` is what it refuses with, `shell` runs the device's commands."""
 
-    def __init__(self, home: Path, **environment: str) -> None:
+    def __init__(self, home: Path, shell: Sequence[str] = SHELL, **environment: str) -> None:
+        self._shell = shell
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(home), **environment}
         self.state = "device"
         self.requests: list[str] = []
@@ -125,7 +129,7 @@ class Server:
                         return
                     link.sendall(b"OKAY")
                     if request.startswith("shell,v2,raw:"):
-                        shell = Shell(request.partition(":")[2], self.environment, link.sendall)
+                        shell = Shell(request.partition(":")[2], self.environment, link.sendall, self._shell)
                 while raw := link.recv(1 << 16):
                     shell.feed(raw)
         except OSError:
@@ -153,9 +157,9 @@ class Server:
 
 
 @contextmanager
-def server(home: Path, **environment: str) -> Iterator[Server]:
+def server(home: Path, shell: Sequence[str] = SHELL, **environment: str) -> Iterator[Server]:
     """A running server whose device has `home` as HOME."""
-    running = Server(home, **environment)
+    running = Server(home, shell, **environment)
     try:
         yield running
     finally:
@@ -165,7 +169,8 @@ def server(home: Path, **environment: str) -> Iterator[Server]:
 class Device:
     """What adbd says on its own socket, without authentication; one server at a time."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, shell: Sequence[str] = SHELL) -> None:
+        self._shell = shell
         self._environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.serial = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -224,7 +229,7 @@ class Device:
 
         self._say(b"OKAY", mine, theirs)
         ready.set()
-        self._shells[mine] = (Shell(service.partition(":")[2], self._environment, send), ready)
+        self._shells[mine] = (Shell(service.partition(":")[2], self._environment, send, self._shell), ready)
 
 
 def exactly(link: socket.socket, size: int) -> bytes:

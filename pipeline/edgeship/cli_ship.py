@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command(epilog="Example: edgeship bundle artifacts/tiny-int4 --device raspberry-pi-5-8gb")(bundle)
     app.command("wheel-llamacpp", epilog="Example: edgeship wheel-llamacpp --device raspberry-pi-4-8gb")(wheel_llamacpp)
+    app.command("runner-android", epilog="Example: edgeship runner-android --jobs 2")(runner_android)
 
 
 def bundle(
@@ -172,4 +173,29 @@ def wheel_llamacpp(
         ("for", f"{made.build.arch}, {made.build.cpu}"),
         ("took", f"{made.seconds:.1f} s" if made.seconds else "was built already"),
     ]
+    show.show([show.Table("", (), rows)])
+
+
+def runner_android(
+    jobs: Annotated[int | None, typer.Option(min=1, max=1024, help="Compilers at a time; else one per core.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Build the native runner of GGUF artifacts for phones, once: some ten CPU minutes.
+
+    Static programs for 64-bit ARM that verify, measure and generate without Python or a C library. The compiler (zig)
+    and llama.cpp's source come from the registry, by their hashes. `bundle` and `validate` find the runner by
+    themselves.
+    """
+    from edgeship import show
+    from edgeship.progress import progress_for
+    from edgeship.ship.android_runner import make_runner
+    from edgeship.sizes import format_size
+
+    made = make_runner(jobs=jobs, progress=progress_for(quiet=as_json))
+    sizes = {name: path.stat().st_size for name, path in made.files.items()}
+    if as_json:
+        print(json.dumps({"runner": str(made.folder), "sizes": sizes, "seconds": round(made.seconds, 1)}, indent=2))
+        return
+    took = f"{made.seconds:.1f} s" if made.seconds else "was built already"
+    rows = [("runner", str(made.folder)), *((name, format_size(size)) for name, size in sizes.items()), ("took", took)]
     show.show([show.Table("", (), rows)])

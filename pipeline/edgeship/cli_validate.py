@@ -46,6 +46,13 @@ def validate(
             "several are done at once.",
         ),
     ] = None,
+    transport: Annotated[
+        str | None, typer.Option("--transport", metavar="T", help="ssh, adb or local; else what --host says.")
+    ] = None,
+    installed: Annotated[
+        bool,
+        typer.Option("--installed", help="Android: run the edgeship-runtime that Termux has, not the native runner."),
+    ] = False,
     engine: Annotated[str | None, typer.Option("--engine", metavar="E", help="ort or llamacpp.")] = None,
     bundles: Annotated[Path, typer.Option("--bundles", metavar="DIR", help="Where bundles go.")] = Path("dist/bundles"),
     wheels: Annotated[Path | None, typer.Option("--wheels", metavar="DIR", help="Wheels kept between bundles.")] = None,
@@ -80,13 +87,15 @@ def validate(
     A second validation of an unchanged artifact hashes its files again and measures again; the answer of verify
     stands, and the report says so, until the board is restarted or --fresh asks anew.
 
-    No bundle is made for --device local, which is validated where it lies, and for Android, where the runtime has to
-    be installed in Termux before. adb was tested with a stand-in of a device, and with no phone.
+    No bundle is made for --device local, which is validated where it lies. On Android, over adb, the bundle's native
+    runner verifies and measures; it needs no Python, and renders no chat templates. adb was tested with stand-ins of
+    a device, and with no phone.
     """
     from edgeship import catalog
     from edgeship.device import LOCAL
     from edgeship.ship.contents import is_bundle, read_plain
     from edgeship.ship.course import Options
+    from edgeship.ship.installer import ANDROID
     from edgeship.ship.teller import teller_for
     from edgeship.ship.validate import validate as run
 
@@ -105,19 +114,22 @@ def validate(
         prune=prune,
         fresh=fresh,
     )
-    hosts = host or (["local"] if device == LOCAL else [])
+    hosts = _hosts(host or [], transport) or (["local"] if device == LOCAL else [])
     if not hosts:
         raise UsageError(
             "--host is missing", hint="for instance --host pi@10.0.0.7, or --device local for this machine"
         )
-    plain = (profile.os == "android" or (device == LOCAL and hosts == ["local"])) and not is_bundle(artifact)
+    phone = profile.os == ANDROID and not installed
+    if installed and profile.os != ANDROID:
+        raise UsageError("--installed is for Android", hint="elsewhere a bundle brings the runtime")
+    plain = (installed or (device == LOCAL and hosts == ["local"])) and not is_bundle(artifact)
     done = run(
         read_plain(artifact, profile, engine)
         if plain
         else _contents(artifact, options, engine, bundles, wheels, quiet=as_json),
         hosts,
         options,
-        open_transport=lambda each: _open(each, ssh_option or (), dry_run=dry_run, as_json=as_json),
+        open_transport=lambda each: _open(each, ssh_option or (), phone=phone, dry_run=dry_run, as_json=as_json),
         reports=reports,
         teller=teller_for(sys.stderr, quiet=as_json or dry_run),
         plain=plain,
@@ -143,11 +155,30 @@ def seconds(text: str, option: str) -> float:
     return found
 
 
-def _open(host: str, options: Sequence[str], *, dry_run: bool, as_json: bool) -> Transport:
+def _hosts(hosts: Sequence[str], transport: str | None) -> list[str]:
+    """The hosts as `open_transport` reads them; raises UsageError."""
+    from edgeship.ship.transports import TRANSPORTS, way_of
+
+    if transport is None:
+        return list(hosts)
+    if transport not in TRANSPORTS:
+        raise UsageError(
+            f"--transport: expected one of {', '.join(TRANSPORTS)}, found {transport[:40]!r}", hint="--transport adb"
+        )
+    if transport == "local" and set(hosts) - {"local"}:
+        raise UsageError("--transport local has no --host: it is this machine", hint="leave one of them out")
+    if transport == "ssh":
+        return [each if "://" in each else f"ssh://{each}" for each in hosts]
+    return [each if way_of(each) == transport else f"{transport}:{each}" for each in hosts] or [transport]
+
+
+def _open(host: str, options: Sequence[str], *, phone: bool, dry_run: bool, as_json: bool) -> Transport:
     from edgeship.ship.transports import open_transport
     from edgeship.ship.transports.dry_run import DryRunTransport
 
-    opened = open_transport(host, options)  # connects when first used, and says what is wrong with the host now
+    opened = open_transport(
+        host, options, native=phone
+    )  # connects when first used, and says what is wrong with the host now
     if not dry_run:
         return opened
     stream = sys.stderr if as_json else sys.stdout

@@ -14,7 +14,7 @@ from typing import Any
 from edgeship import __version__
 from edgeship.errors import ArtifactError, DependencyError, PlanError
 from edgeship.progress import Progress
-from edgeship.ship import archive, installer, llamacpp_wheel, making, wheels
+from edgeship.ship import android_runner, archive, installer, llamacpp_wheel, making, wheels
 from edgeship.ship.making import Source
 from edgeship.ship.wheel_files import Wheel
 from edgeship.ship.wheels import LLAMA, Target
@@ -25,6 +25,8 @@ from edgeship_runtime.manifest import (
 )
 
 SCHEMA = 1
+RUNNER = "runner"
+"""The folder of the native programs, in bundles for phones."""
 _DIGITS = 12  # of the digest, in names
 _WITHOUT_MODEL = "runtime"
 _SPARE_MB = 60  # bytecode that is written at the first run, and what the file system takes for itself
@@ -51,6 +53,7 @@ class Bundle:
     def sizes(self) -> dict[str, int]:
         """Bytes by wheel file, and of the artifact."""
         sizes = {w.path.name: w.size for w in self.wheels}
+        sizes |= {name: e.size for name, e in self.files.items() if name.startswith(f"{RUNNER}/")}
         model = sum(entry.size for name, entry in self.files.items() if name.startswith("artifact/"))
         return sizes | ({"artifact": model} if model else {})
 
@@ -85,13 +88,15 @@ def make_bundle(
     `artifact` None, or `with_model` False: the runtime alone. `engine` None: the first of the device's that the
     artifact has a format for. `wheels` keeps wheels between bundles. `kind` None: no archive. Raises UsageError,
     ArtifactError for an artifact that is not intact, PlanError for a device that no bundle can be made for,
-    DependencyError where the wheel of llama.cpp was not built, SourceError and ResourceError.
+    DependencyError where the wheel of llama.cpp (for a phone: the runner) was not built, SourceError and ResourceError.
     """
     if kind == "zst":
         archive.zstandard()  # refused before minutes of work
     engine = _check(device, engine)
     model, engine = _model(artifact, device, engine, progress)
-    llama = _llama(device, wheels) if engine == "llamacpp" else None
+    phone = device.os == installer.ANDROID
+    llama = _llama(device, wheels) if engine == "llamacpp" and not phone else None
+    programs = _programs() if phone else {}
     name = making.safe_name(model.manifest.name) if model else _WITHOUT_MODEL
     title = f"{name}-{device.name}-{engine}"
     with making.reported(out):
@@ -100,6 +105,9 @@ def make_bundle(
             folder = Path(scratch) / title
             (folder / "wheels").mkdir(parents=True)
             _collect(device, engine, folder / "wheels", wheels, llama, progress)
+            for program, path in programs.items():
+                (folder / RUNNER).mkdir(exist_ok=True)
+                shutil.copy(path, folder / RUNNER / program)
             if model and with_model:
                 _copy(model, folder / "artifact", progress)
             made = _describe(folder, device, engine, name, model if with_model else None)
@@ -109,6 +117,14 @@ def make_bundle(
 
 def _check(device: Target, engine: str | None) -> str | None:
     making.check_engine(engine)
+    if device.os == installer.ANDROID:
+        if engine == "ort" or device.arch != android_runner.ARCH:
+            raise PlanError(
+                f"{device.name}: onnxruntime has no wheels that load there, and the runner of GGUF artifacts is for "
+                f"{android_runner.ARCH}; nothing was made.",
+                hint="export with --format gguf, or see runtime/APPS.md for onnxruntime inside an app",
+            )
+        return "llamacpp"
     tags = wheels.platform_tags(device)
     if device.os not in installer.SYSTEMS or not tags:
         raise PlanError(
@@ -137,10 +153,21 @@ def _llama(device: Target, keep: Path | None) -> Path:
     return path
 
 
+def _programs() -> Mapping[str, Path]:
+    runner = android_runner.find_runner()
+    if runner is None:
+        hint = "edgeship runner-android (once, some ten CPU minutes)"
+        raise DependencyError("the runner for phones was not built yet.", hint=hint)
+    return runner.files
+
+
 def _collect(
     device: Target, engine: str, into: Path, keep: Path | None, llama: Path | None, progress: Progress
 ) -> None:
-    wheels.collect(device, engine, into, keep=keep, llama=llama, progress=progress)
+    if device.os == installer.ANDROID:
+        wheels.collect_pure(device, into, keep=keep, progress=progress)
+    else:
+        wheels.collect(device, engine, into, keep=keep, llama=llama, progress=progress)
     for wheel in wheels.read_wheels(into):
         if not wheel.suits(device.arch):
             text = f"{wheel.path.name}: expected a wheel for {device.arch}, found one for {wheel.platform}."
@@ -178,6 +205,7 @@ def _describe(folder: Path, device: Target, engine: str, name: str, model: Sourc
         needs_mb=(wheels.installed_bytes(found) + model_bytes) // 1_000_000 + _SPARE_MB,
         pip=next(w.path.name for w in found if w.name == wheels.INSTALLER),
         artifact=model is not None,
+        sums="\n".join(f"{e.sha256}  {n}" for n, e in files.items() if n.startswith((f"{RUNNER}/", "wheels/"))),
     )
     (folder / "install.sh").write_text(installer.install_script(facts), encoding="utf-8")
     (folder / "install.sh").chmod(0o755)

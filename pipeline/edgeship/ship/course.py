@@ -24,6 +24,7 @@ from edgeship.ship.transports import CutError, Result, Transport
 from edgeship.ship.transports.command import last_line
 from edgeship.ship.verdict import MAX_ANSWER, answer_error, judge, read_sample
 from edgeship.sizes import format_size
+from edgeship_runtime.files import FileEntry
 
 RETRY_AFTER = (1.0, 5.0, 20.0, 40.0)
 """Seconds to wait for a board that was lost, one after the other: a Raspberry Pi starts in about thirty."""
@@ -87,6 +88,11 @@ class Course:
     def steps(self) -> Mapping[str, Callable[[], str]]:
         """By name what is done, in order; each says what came of it."""
         raise NotImplementedError
+
+    @property
+    def files(self) -> Mapping[str, FileEntry]:
+        """What is sent."""
+        return self.contents.files
 
     def run(self) -> Report | None:
         """Do all steps; None where the transport only pretends. Errors name the step and the host."""
@@ -175,10 +181,11 @@ class Course:
             self._note(f"the board is emulated ({board.emulated}): its speed says nothing about the real one")
         features = f", {' '.join(self._board.isa)}" if self._board.isa else ""
         name = self._board.cpu or board.model or board.arch
-        return f"{name}, {board.system} {board.arch}, Python {board.python}{features}"
+        python = f", Python {board.python}" if board.python else ""
+        return f"{name}, {board.system} {board.arch}{python}{features}"
 
     def _compare(self, listing: str | None = None) -> Need:
-        return compare(self.transport, self.contents.files, self._place.bundle, ROOT, listing)
+        return compare(self.transport, self.files, self._place.bundle, ROOT, listing)
 
     def _push(self) -> str:
         # Asked again: this may be the second try.
@@ -191,7 +198,7 @@ class Course:
             done += n
             self.teller.share(self.transport.host, "push", done, total, name)
 
-        pushed = push(self.transport, self.contents.path, self.contents.files, self._place.bundle, need, progress)
+        pushed = push(self.transport, self.contents.path, self.files, self._place.bundle, need, progress)
         said = f"{pushed.sent} files, {format_size(pushed.sent_bytes)} sent; {pushed.kept} unchanged"
         return said + (f", {pushed.reused} taken from an earlier version" if pushed.reused else "")
 
@@ -282,6 +289,13 @@ class Course:
                 self.teller.say(self.transport.host, f"{name}: {text[:200]}")
 
         return tell
+
+    def _prune(self) -> str:
+        done = self._sh(scripts.PRUNE, ROOT, self.contents.name, self.contents.digest12, timeout=self.options.timeout)
+        if done.code:
+            hint = "remove older versions there by hand"
+            raise HostError(f"older versions cannot be removed: {last_line(done.stderr)}", hint=hint)
+        return f"{len(done.stdout.splitlines())} older versions removed"
 
     def _report(self) -> Report:
         c, device = self.contents, self.options.device

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-SYSTEMS = {"linux": "Linux", "macos": "Darwin"}
+ANDROID = "android"
+SYSTEMS = {"linux": "Linux", "macos": "Darwin", ANDROID: "Linux"}
 """What `uname -s` says, by the profile's operating system; install.sh runs on these."""
 
 _CHECKS = {
@@ -30,6 +31,8 @@ class Facts:
     needs_mb: int
     pip: str
     artifact: bool
+    sums: str = ""
+    """For Android: lines of sha256 and name that install.sh checks there, where no Python may be."""
 
 
 def install_script(facts: Facts) -> str:
@@ -46,10 +49,11 @@ def install_script(facts: Facts) -> str:
         "PIP": facts.pip,
         "HAS_ARTIFACT": "yes" if facts.artifact else "",
         "CHECK": _CHECKS[facts.engine],
+        "SUMS": facts.sums,
     }
     # Quoted even where it need not be: the checker of shell scripts takes a bare a-b for arithmetic.
     quoted = {key: "'" + value.replace("'", "'\"'\"'") + "'" for key, value in values.items()}
-    return _filled("install.sh", quoted | {"TITLE": f"{facts.name} on {facts.device}"})
+    return _filled(f"install{_kind(facts)}.sh", quoted | {"TITLE": f"{facts.name} on {facts.device}"})
 
 
 def readme(facts: Facts) -> str:
@@ -72,7 +76,11 @@ def readme(facts: Facts) -> str:
         "ENGINE": facts.engine,
         "ARTIFACT_ROW": "| `artifact/` | the model, as it was sealed |\n" if facts.artifact else "",
     }
-    return _filled("README.md", values)
+    return _filled(f"README{_kind(facts)}.md", values)
+
+
+def _kind(facts: Facts) -> str:
+    return "-android" if facts.os == ANDROID else ""
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:

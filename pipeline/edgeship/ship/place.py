@@ -19,9 +19,13 @@ class Place:
     answers: str
     artifact: str
     python: str
+    runner: str = ""
+    """The native program that takes the runtime's place; empty where the runtime runs."""
 
     def command(self, name: str, *given: str) -> list[str]:
         """A command of the runtime that answers in JSON."""
+        if self.runner:
+            return [self.runner, name, *given, "--json"]
         return [self.python, "-I", "-m", "edgeship_runtime", name, *given, "--json"]
 
     def answer(self, name: str) -> str:
@@ -38,6 +42,19 @@ def installed(contents: Contents) -> Place:
         answers=f"{ROOT}/.answers/{contents.name}",
         artifact=f"{prefix}/{ARTIFACT}",
         python=f"{prefix}/venv/bin/python",
+    )
+
+
+def native(contents: Contents) -> Place:
+    """Where a bundle for a phone is pushed to, and run from there: nothing of it needs a Python."""
+    path = f"{ROOT}/.bundles/{contents.name}/{contents.digest12}"
+    return Place(
+        bundle=path,
+        prefix=path,
+        answers=f"{ROOT}/.answers/{contents.name}",
+        artifact=f"{path}/{ARTIFACT}",
+        python="",
+        runner=f"{path}/runner/edgeship-runner",
     )
 
 

@@ -27,7 +27,9 @@ printf 'arch=%s\n' "$(uname -m)"
 printf 'boot=%s\n' "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"
 printf 'clock=%s\n' "$(date -u +%s)"
 printf 'free=%s\n' "$(df -Pk "$HOME" 2>/dev/null | tail -n 1)"
-printf 'model=%s\n' "$(tr -d '\0' < /proc/device-tree/model 2>/dev/null)"
+model=$(tr -d '\0' < /proc/device-tree/model 2>/dev/null)
+[ -n "$model" ] || model=$(getprop ro.product.model 2>/dev/null)
+printf 'model=%s\n' "$model"
 printf 'qemu=%s\n' "${QEMU_CPU-}"
 # What is installed needs no look for a Python: it has its own, which says its version before it begins to start.
 if [ -n "$2" ] && [ "$(cat -- "$1/.edgeship-installed" 2>/dev/null)" = "$2" ]; then

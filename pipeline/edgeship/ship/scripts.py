@@ -195,7 +195,7 @@ shift 2
 here=$(dirname -- "$answer")
 mkdir -p -- "$here" || exit
 if old=$(cat -- "$here/running" 2>/dev/null); then
-  case $(tr '\0' ' ' 2>/dev/null < "/proc/$old/cmdline") in *edgeship_runtime*) kill -9 "$old" ;; esac
+  case $(tr '\0' ' ' 2>/dev/null < "/proc/$old/cmdline") in *edgeship_runtime*|*edgeship-runner*) kill -9 "$old" ;; esac
 fi
 rm -f -- "$answer.for"
 pmic=

@@ -198,13 +198,6 @@ class Validation(Course):
         found = {name: pushed.get(f"{ARTIFACT}/{name}") if sum_ == SAME else sum_ for name, sum_ in sums.items()}
         return found == own
 
-    def _prune(self) -> str:
-        done = self._sh(scripts.PRUNE, ROOT, self.contents.name, self.contents.digest12, timeout=self.options.timeout)
-        if done.code:
-            hint = "remove older versions there by hand"
-            raise HostError(f"older versions cannot be removed: {last_line(done.stderr)}", hint=hint)
-        return f"{len(done.stdout.splitlines())} older versions removed"
-
 
 def _is_damaged(done: Result, raw: bytes) -> bool:
     """Whether a verify says, or by how it ended shows, that what is installed is not what was."""

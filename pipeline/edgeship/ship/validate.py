@@ -11,6 +11,8 @@ from pathlib import Path
 from edgeship.errors import EdgeshipError, UsageError, VerdictError
 from edgeship.ship.contents import Contents
 from edgeship.ship.course import Options
+from edgeship.ship.installer import ANDROID
+from edgeship.ship.native_course import Native
 from edgeship.ship.plain import Plain
 from edgeship.ship.report import Report, histories, read_reports, write_report
 from edgeship.ship.report_html import page
@@ -63,7 +65,8 @@ def validate(
 ) -> list[Outcome]:
     """Validate on every host, all at once; an error of one host does not end the others.
 
-    `plain`: `contents` are of an artifact, for hosts that have a runtime, and not of a bundle.
+    `plain`: `contents` are of an artifact, for hosts that have a runtime, and not of a bundle. A bundle for Android is
+    run by the native program in it.
     Raises UsageError for a host given twice.
     """
     twice = next((host for i, host in enumerate(hosts) if host in hosts[:i]), None)
@@ -74,7 +77,8 @@ def validate(
     writing = threading.Lock()
 
     def work(transport: Transport) -> Outcome:
-        validation = (Plain if plain else Validation)(transport, contents, options, teller, stopped)
+        kind = Plain if plain else Native if contents.system == ANDROID else Validation
+        validation = kind(transport, contents, options, teller, stopped)
         try:
             report = validation.run()
             if report is None:

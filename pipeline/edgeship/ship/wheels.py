@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from edgeship import __version__
 from edgeship.errors import ArtifactError, DependencyError, EdgeshipError, PlanError, ResourceError, SourceError
 from edgeship.progress import Progress
 from edgeship.ship.archive import TIME
-from edgeship.ship.wheel_files import Wheel, read_wheel
+from edgeship.ship.wheel_files import Wheel, read_wheel, write_wheel
 
 PINS = {
     "flatbuffers": "25.12.19",
@@ -40,6 +41,9 @@ NEEDED = {
 }
 """Packages by engine beside the runtime's own wheel: what is imported there. Dependencies of tools that are not used on
 a device (hub clients, disk caches) stay out."""
+
+PURE = ("jinja2", "markupsafe", "typing-extensions")
+"""Of those, what a phone's own Python lacks and can be given without compiled code."""
 
 INSTALLER = "pip"
 """Runs from its wheel on the device, which may have none, and is not installed."""
@@ -102,9 +106,39 @@ def collect(
         shutil.copyfile(llama, into / llama.name)
 
 
-def _download(target: Target, python: str, names: Sequence[str], into: Path, keep: Path | None) -> None:
+def collect_pure(target: Target, into: Path, *, keep: Path | None, progress: Progress) -> None:
+    """Put the wheels without compiled code that the runtime needs into `into`: they work with any C library.
+
+    numpy and engines are left to the device's own packages. Of markupsafe, which the registry has compiled only, the
+    compiled part is left out: the package does without. Raises as `collect`.
+    """
+    progress.start(0, "wheels without compiled code")
+    _download(target, target.python[0], (*PURE, INSTALLER), into, keep, tags=(f"manylinux2014_{target.arch}",))
+    for wheel in read_wheels(into):
+        if wheel.platform != "any":
+            _without_compiled(wheel, into)
+            wheel.path.unlink()
+    progress.finish()
+    progress.start(0, "wheel of the runtime")
+    _runtime(into, keep)
+    progress.finish()
+
+
+def _without_compiled(wheel: Wheel, into: Path) -> None:
+    tag = "py3-none-any"
+    with zipfile.ZipFile(wheel.path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    kept = {n: data for n, data in files.items() if ".so" not in Path(n).suffixes and not n.endswith("/RECORD")}
+    about = next(name for name in kept if name.endswith(".dist-info/WHEEL"))
+    kept[about] = f"Wheel-Version: 1.0\nGenerator: edgeship\nRoot-Is-Purelib: true\nTag: {tag}\n".encode()
+    write_wheel(into / f"{wheel.path.name.split('-')[0]}-{wheel.version}-{tag}.whl", kept)
+
+
+def _download(
+    target: Target, python: str, names: Sequence[str], into: Path, keep: Path | None, tags: Sequence[str] = ()
+) -> None:
     wanted = [f"{name}=={PINS[name]}" for name in names]
-    tags = [part for tag in platform_tags(target) for part in ("--platform", tag)]
+    tags = [part for tag in tags or platform_tags(target) for part in ("--platform", tag)]
     fixed = ["download", "--dest", str(into), "--only-binary=:all:", "--no-deps", "--implementation", "cp"]
     fixed += ["--python-version", python, *tags]
     kept = ["--find-links", str(keep)] if keep is not None else []

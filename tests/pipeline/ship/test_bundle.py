@@ -215,7 +215,7 @@ def test_an_engine_of_the_other_format(make: Make, artifact: Path, tmp_path: Pat
 
 
 def test_systems_without_bundles(make: Make, artifact: Path) -> None:
-    for change in ({"os": "windows"}, {"os": "android"}, {"wheel_tags": (), "libc": None}):
+    for change in ({"os": "windows"}, {"wheel_tags": (), "libc": None}):
         with pytest.raises(PlanError, match="bundles are for systems with a POSIX shell"):
             make(artifact, PI.model_copy(update=change))
     with pytest.raises(UsageError, match="no engine 'tensorrt'"):

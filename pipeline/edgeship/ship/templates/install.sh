@@ -126,6 +126,10 @@ esac
 [ "$machine" = "$arch" ] ||
     fail 20 "this bundle is for $arch ($device), and this machine is $machine. Nothing was installed." \
         "make a bundle for this machine: edgeship bundle ... --device ..."
+if [ "$system" = Linux ] && { [ "$(uname -o 2>/dev/null)" = Android ] || [ -n "${TERMUX_VERSION:-}" ]; }; then
+    fail 20 "this is Android, whose C library does not load the wheels of this bundle (numpy and all with compiled code). Nothing was installed." \
+        "edgeship bundle ARTIFACT --device android-flagship makes one whose install.sh works in Termux and over adb"
+fi
 if [ ! -f "$here/bundle.json" ] || [ ! -f "$here/wheels/$pip" ]; then
     fail 8 "$here: the files of the bundle are not here. Nothing was installed." "run install.sh inside the unpacked bundle"
 fi

@@ -96,25 +96,25 @@ def parse_target(text: str) -> Target:
     return Target(text, host, match["user"], port or None)
 
 
-def _local(text: str, options: Sequence[str]) -> Transport:
+def _local(text: str, options: Sequence[str], native: bool) -> Transport:
     from edgeship.ship.transports.local import LocalTransport
 
     return LocalTransport(Path.home())
 
 
-def _ssh(text: str, options: Sequence[str]) -> Transport:
+def _ssh(text: str, options: Sequence[str], native: bool) -> Transport:
     from edgeship.ship.transports.ssh import SshTransport
 
     return SshTransport(parse_target(text), options)
 
 
-def _adb(text: str, options: Sequence[str]) -> Transport:
+def _adb(text: str, options: Sequence[str], native: bool) -> Transport:
     from edgeship.ship.transports.adb import parse_host
 
-    return parse_host(text)
+    return parse_host(text, native=native)
 
 
-TRANSPORTS: dict[str, Callable[[str, Sequence[str]], Transport]] = {"local": _local, "ssh": _ssh, "adb": _adb}
+TRANSPORTS: dict[str, Callable[[str, Sequence[str], bool], Transport]] = {"local": _local, "ssh": _ssh, "adb": _adb}
 
 
 def way_of(host: str) -> str:
@@ -122,9 +122,10 @@ def way_of(host: str) -> str:
     return "local" if host == "local" else "adb" if host.partition(":")[0] == "adb" else "ssh"
 
 
-def open_transport(host: str, options: Sequence[str] = ()) -> Transport:
+def open_transport(host: str, options: Sequence[str] = (), *, native: bool = False) -> Transport:
     """The transport for `--host`, of which ssh takes `options` (KEY=VALUE); an ssh host named adb is ssh://adb.
 
+    `native`: for programs that need no Python, which over adb run where adb's own user may write, and not in Termux.
     Connects when first used. Raises UsageError for a host that cannot be.
     """
-    return TRANSPORTS[way_of(host)](host, options)
+    return TRANSPORTS[way_of(host)](host, options, native)

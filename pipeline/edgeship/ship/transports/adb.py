@@ -34,6 +34,12 @@ _AGAIN = "run the same command again: what is done is kept"
 _TERMUX = "/data/data/com.termux/files"
 _TMP = "/data/local/tmp"  # where adb's own user may write and run things on every Android
 
+# Where a native program runs: where adb may write and run things, on Linux boards the user's home.
+_NATIVE_PLACE = f"""
+if [ -w {_TMP} ]; then echo tmp
+elif [ -n "$HOME" ] && [ "$HOME" != / ] && [ -w "$HOME" ]; then echo home
+fi
+"""
 # Where commands run: the user's home where there is one, in Termux where it lets adb in, else where adb may write.
 _PLACE = f"""
 if [ -n "$HOME" ] && [ "$HOME" != / ] && [ -w "$HOME" ]; then echo home
@@ -49,11 +55,15 @@ _PREPARED: Mapping[str, str] = {
 
 
 class AdbTransport(CommandTransport):
-    """One device; `serial` None: the only one there is. `server` is the address of the adb server."""
+    """One device; `serial` None: the only one there is. `server` is the address of the adb server.
 
-    def __init__(self, text: str, serial: str | None, server: tuple[str, int]) -> None:
+    `native`: for programs that need no Python, and so not Termux.
+    """
+
+    def __init__(self, text: str, serial: str | None, server: tuple[str, int], *, native: bool = False) -> None:
         super().__init__(text)
         self._serial, self._server = serial, server
+        self._script = _NATIVE_PLACE if native else _PLACE
         self._links: set[_Link] = set()
         self._kind = ""
 
@@ -73,7 +83,7 @@ class AdbTransport(CommandTransport):
         return self._shell(line, brief(argv), timeout, on_line, source, keep)
 
     def _find_place(self) -> str:
-        out, err, _ = self._shell(_PLACE, "the first command", CONNECT_TIMEOUT * 3, None, None, _MOST_WORDS)
+        out, err, _ = self._shell(self._script, "the first command", CONNECT_TIMEOUT * 3, None, None, _MOST_WORDS)
         kind = out.decode("utf-8", "replace").strip()
         if kind not in _PREPARED:
             hint = f"{_TMP} on an Android device is writable for adb; on a board give adbd's user a home directory"
@@ -265,7 +275,7 @@ def refusal(host: str, said: str) -> HostError:
     )
 
 
-def parse_host(text: str, environment: Mapping[str, str] = os.environ) -> AdbTransport:
+def parse_host(text: str, environment: Mapping[str, str] = os.environ, *, native: bool = False) -> AdbTransport:
     """The transport for `adb` (the only device there is) or `adb:SERIAL`; raises UsageError.
 
     The server is the one adb itself would use: ADB_SERVER_SOCKET or ANDROID_ADB_SERVER_PORT, else port 5037 here.
@@ -274,7 +284,7 @@ def parse_host(text: str, environment: Mapping[str, str] = os.environ) -> AdbTra
     if text.endswith(":") or (serial and not _SERIAL.fullmatch(serial)):
         hint = "`adb devices` lists them; for instance --host adb:R58M123ABC or --host adb:192.168.1.5:5555"
         raise UsageError(f"--host: expected adb or adb:SERIAL, found {safe(text[:80])!r}", hint=hint)
-    return AdbTransport(text, serial, _server(environment))
+    return AdbTransport(text, serial, _server(environment), native=native)
 
 
 def _server(environment: Mapping[str, str]) -> tuple[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -98,6 +98,12 @@ class Stream(Iterator[Piece]):
             if end.value is not None:
                 self._result = end.value
             raise StopIteration from None
+
+    def __aiter__(self) -> AsyncGenerator[Piece, None]:
+        """The same in asyncio; see `talk.aio.iterate`."""
+        from edgeship_runtime.talk.aio import iterate
+
+        return iterate(self)
 
     @property
     def result(self) -> Result:

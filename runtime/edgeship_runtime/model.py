@@ -158,6 +158,14 @@ class Model:
             pass
         return stream.result
 
+    def generate_batch(
+        self, prompts: Sequence[Prompt], options: GenerationOptions | None = None, **overrides: Any
+    ) -> list[Result]:
+        """Answer prompts, in their order; all are checked before the first is run. See `stream` and `lanes`."""
+        from edgeship_runtime.talk.several import generate_batch
+
+        return generate_batch(self, prompts, options, **overrides)
+
     def chat(
         self,
         messages: Sequence[Message],

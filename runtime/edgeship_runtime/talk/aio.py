@@ -1,4 +1,4 @@
-"""Answers in asyncio: `async for piece in iterate(model.stream(...))`, and the same for `converse(...)`."""
+"""Answers in asyncio: `async for piece in model.stream(...)`, and the same for `converse(...)`."""
 
 from __future__ import annotations
 

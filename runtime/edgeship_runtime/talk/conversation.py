@@ -9,7 +9,7 @@ with converse(model, [{"role": "user", "content": "How warm is it in Ulm?"}], to
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from edgeship_runtime.answer import Result, Stream
 from edgeship_runtime.errors import UsageError
 from edgeship_runtime.model import Message, Model, Tool
 from edgeship_runtime.sampling import GenerationOptions
+from edgeship_runtime.talk.aio import iterate
 from edgeship_runtime.talk.events import (
     Answer,
     Done,
@@ -126,6 +127,10 @@ class Conversation(Iterator[Event]):
             if before == "thinking" or (before == "start" and self._thought.state in ("thinking", "after")):
                 self._parts.reasoning_tokens = self._parts.tokens
         return self._waiting.popleft()
+
+    def __aiter__(self) -> AsyncGenerator[Event, None]:
+        """The same in asyncio; see `talk.aio.iterate`."""
+        return iterate(self)
 
     @property
     def answer(self) -> Answer:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from edgeship_runtime.answer import Result
@@ -15,13 +18,33 @@ def generate_batch(
 ) -> list[Result]:
     """Answer prompts, in their order; all are checked before the first is run, and raise what `Model.stream` raises.
 
-    One runs at a time, those with a common beginning one after the other, so that it is evaluated once.
+    As many run together as the model has lanes (`load(path, sequences=4)` on llama.cpp); those with a common beginning
+    one after the other, so that it is evaluated once.
     """
     ids = [model.encode(prompt) for prompt in prompts]
     for each in ids:
         model.stream(each, options, **overrides).close()
-    results = {
-        place: model.generate(ids[place], options, **overrides)
-        for place in sorted(range(len(ids)), key=ids.__getitem__)
-    }
+    waiting = deque(sorted(range(len(ids)), key=ids.__getitem__))
+    results: dict[int, Result] = {}
+
+    def take() -> int | None:
+        with suppress(IndexError):  # another lane took the last
+            return waiting.popleft()
+        return None
+
+    def work(lane: Model) -> None:
+        while (place := take()) is not None:
+            try:
+                results[place] = lane.generate(ids[place], options, **overrides)
+            except BaseException:
+                waiting.clear()  # the others end with what they are at
+                raise
+
+    lanes = model.lanes()
+    if len(lanes) == 1:
+        work(model)
+    else:
+        with ThreadPoolExecutor(len(lanes), "edgeship-batch") as pool:
+            for done in [pool.submit(work, lane) for lane in lanes]:
+                done.result()
     return [results[place] for place in range(len(ids))]

@@ -31,10 +31,10 @@ from edgeship_runtime.talk.events import (
     ToolCallStarted,
 )
 from edgeship_runtime.talk.messages import for_template
-from edgeship_runtime.talk.several import generate_batch
 from edgeship_runtime.talk.thinking import CLOSING
 from scripted import TEMPLATE, USER, Engine, model_of, saying, tokenizer, tool
 from toy_artifact import VOCAB
+from toy_gguf import needs_llamacpp, write_toy_gguf_artifact
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "chat-templates"
 ADD = tool("add", a={"type": "integer"}, b={"type": "integer"})
@@ -388,7 +388,7 @@ class TestEnding:
 class TestAsync:
     def test_pieces_are_those_of_the_stream(self) -> None:
         async def talk() -> list[Piece]:
-            return [piece async for piece in iterate(saying("One two three.").stream(USER))]
+            return [piece async for piece in saying("One two three.").stream(USER)]
 
         assert asyncio.run(talk()) == list(saying("One two three.").stream(USER))
 
@@ -396,7 +396,7 @@ class TestAsync:
         model = saying("word " * 2000)
 
         async def read() -> None:
-            async for _ in iterate(converse(model, USER)):
+            async for _ in converse(model, USER):
                 await asyncio.sleep(0)
 
         async def main() -> int:
@@ -430,7 +430,7 @@ class TestAsync:
             raise ValueError("broken")
 
         async def main() -> list[Any]:
-            return [each async for each in iterate(converse(model_of(Engine(say)), USER))]
+            return [each async for each in converse(model_of(Engine(say)), USER)]
 
         with pytest.raises(ValueError, match="broken"):
             asyncio.run(main())
@@ -445,13 +445,35 @@ class TestBatch:
                 model.forget()
                 single.append(model.generate(prompt, max_tokens=4, temperature=0.0).tokens)
             model.forget()
-            found = generate_batch(model, prompts, max_tokens=4, temperature=0.0)
+            found = model.generate_batch(prompts, max_tokens=4, temperature=0.0)
         assert [result.tokens for result in found] == single
         assert sum(result.stats.cached_tokens for result in found) > 0
 
     def test_nothing_runs_when_one_prompt_cannot(self) -> None:
         model = saying("x")
         with pytest.raises(ContextError, match="no room"):
-            generate_batch(model, ["fine", [5] * 30_000])
+            model.generate_batch(["fine", [5] * 30_000])
         assert model.engine.length == 0
-        assert generate_batch(model, []) == []
+        assert model.generate_batch([]) == []
+
+    @needs_llamacpp
+    def test_lanes_answer_together(self, tmp_path: Path) -> None:
+        directory = write_toy_gguf_artifact(tmp_path / "gguf").directory
+        prompts = [f"The {word}" for word in ("cat", "dog", "sky", "sea", "sun", "ant", "bee")]
+        with load(directory, threads=1) as model:
+            want = [model.generate(prompt, max_tokens=4, temperature=0.0).text for prompt in prompts]
+        with load(directory, threads=1, sequences=3) as model:
+            found = model.generate_batch(prompts, max_tokens=4, temperature=0.0)
+            assert [result.text for result in found] == want
+            with pytest.raises(UsageError, match="logit_bias"):
+                model.generate_batch(prompts, logit_bias={99_999: 1.0})
+
+    def test_a_lane_that_fails_ends_the_rest(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def say(step: int, held: Sequence[int]) -> NDArray[np.float32]:
+            raise ValueError("broken")
+
+        model, other = model_of(Engine(say)), model_of(Engine(say))
+        monkeypatch.setattr(model, "lanes", lambda: [model, other])
+        with pytest.raises(ValueError, match="broken"):
+            model.generate_batch(["a"] * 50)
+        assert model.engine.steps + other.engine.steps <= 4  # type: ignore[attr-defined]

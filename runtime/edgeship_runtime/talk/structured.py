@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
@@ -156,17 +157,20 @@ class _Vocabulary:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, tokens: list[bytes], eos: int, encode: Callable[[str], list[int]]) -> None:
+    def __init__(self, tokens: list[bytes], eos: int, tokenizer: TextTokens) -> None:
         self.tokens = tokens
         self.eos_token_id = eos
         self.special_token_ids: list[int] = []
-        self._encode = encode
+        self._tokenizer = weakref.ref(tokenizer)  # which keeps this
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        tokenizer = self._tokenizer()
+        assert tokenizer is not None, "a matcher outlived its model"
+        return tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
 
 
-_known: WeakKeyDictionary[TextTokens, llguidance.LLTokenizer] = WeakKeyDictionary()
+# By tokenizer, which the lanes of a model share, and what else it depends on.
+_known: WeakKeyDictionary[TextTokens, dict[tuple[int, ...], llguidance.LLTokenizer]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -176,19 +180,19 @@ def _vocabulary(model: Model) -> llguidance.LLTokenizer:
         import llguidance
     except ImportError:
         raise missing_package("llguidance", "structured", "an answer of a given form") from None
+    size, ends = model.engine.vocab_size, list(model.manifest.model.eos_token_ids)
+    if not ends:
+        raise UsageError("the model has no end token, so an answer of a given form could not end")
     with _lock:
-        found = _known.get(model.tokenizer)
+        made = _known.setdefault(model.tokenizer, {})
+        found = made.get((size, *ends))
         if found is None:
-            size, ends = model.engine.vocab_size, list(model.manifest.model.eos_token_ids)
-            if not ends:
-                raise UsageError("the model has no end token, so an answer of a given form could not end")
             spelled = model.tokenizer.spellings()
             if isinstance(spelled, list):
                 # The table of a model may have more rows than its tokenizer has tokens.
                 padded = [*spelled, *[b""] * (size - len(spelled))][:size]
-                spelled = cast(Any, _Vocabulary(padded, ends[0], model.tokenizer.encode))
+                spelled = cast(Any, _Vocabulary(padded, ends[0], model.tokenizer))
             slices = llguidance.LLTokenizer.json_slices()
-            found = _known[model.tokenizer] = llguidance.LLTokenizer(
-                spelled, n_vocab=size, eos_token=ends, slices=slices
-            )
+            found = llguidance.LLTokenizer(spelled, n_vocab=size, eos_token=ends, slices=slices)
+            made[size, *ends] = found
         return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import json
 import random
 import re
 import time
+import weakref
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -27,7 +29,7 @@ from edgeship_runtime.errors import DependencyError, EngineError, UsageError
 from edgeship_runtime.model import Model
 from edgeship_runtime.talk import converse
 from edgeship_runtime.talk.schema import exact
-from edgeship_runtime.talk.structured import Matcher, grammar, json_rule
+from edgeship_runtime.talk.structured import Matcher, _vocabulary, grammar, json_rule
 from edgeship_runtime.tokens import Tokenizer, read_tokenizer
 from random_schemas import random_schema, validate
 from scripted import USER, Engine, model_of, saying, tokenizer
@@ -163,6 +165,24 @@ def test_a_token_that_the_grammar_forbids_is_an_error() -> None:
     matcher = Matcher(saying("x"), grammar(json_rule({"type": "boolean"}), []))
     with pytest.raises(EngineError, match="left the form"):
         matcher.consume(tokenizer().encode("[1]"))
+
+
+def test_the_vocabulary_is_read_once_for_all_lanes_and_let_go_with_the_model() -> None:
+    def small() -> _Stub:
+        text = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer()._inner.to_str()), byte_level=True)
+        return _Stub(
+            SimpleNamespace(vocab_size=VOCAB), text, SimpleNamespace(model=SimpleNamespace(eos_token_ids=(2,)))
+        )
+
+    first = small()
+    lane = _Stub(first.engine, first.tokenizer, first.manifest)
+    assert _vocabulary(cast(Model, first)) is _vocabulary(cast(Model, lane))
+    assert _vocabulary(cast(Model, small())) is not _vocabulary(cast(Model, lane))
+    gone = weakref.ref(first.tokenizer)
+    Matcher(cast(Model, first), grammar(json_rule({}), []))
+    del first, lane
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_model_without_llguidance_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

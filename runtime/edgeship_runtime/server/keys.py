@@ -37,9 +37,12 @@ def read_keys(path: Path) -> dict[str, str]:
     """Hash to name of all keys in a file; raises UsageError for a file that is not one of keys."""
     try:
         with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             lines = file.read(_MAX_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as API keys ({error})", hint="--new-key NAME makes one") from None
+    if os.name == "posix" and mode & 0o022:
+        raise UsageError(f"{path}: others may write to it, and so let themselves in", hint=f"chmod 600 {path}")
     keys: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
@@ -59,9 +62,14 @@ def new_key(path: Path, name: str) -> str:
         raise UsageError(f"--new-key: expected 1 to 64 letters, digits, dots or dashes, found {name!r}")
     key = f"es-{secrets.token_urlsafe(32)}"
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(f"{name} {digest(key)}\n")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(handle, "r+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                line = b"" if file.read(1) == b"\n" else b"\n"  # an editor may have left the last line open
+            else:
+                line = b""
+            file.write(line + f"{name} {digest(key)}\n".encode())
     except OSError as error:
         raise UsageError(f"{path}: the key cannot be kept ({error})") from None
     return key

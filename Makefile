@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-web test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix bench-schema bench-serve train clean
+.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-web test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix bench-schema bench-serve bench-overhead train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -187,6 +187,10 @@ bench-serve: .venv/.test .venv/.llamacpp ## 50 streaming clients for five minute
 
 bench-schema: .venv/.test .venv/.llamacpp ## what a JSON schema adds to a token, on a model with a real vocabulary: ARTIFACT=...
 	@$(BIN)/python tests/bench/compare_schema.py $(wildcard $(ARTIFACT)/onnx $(ARTIFACT)/gguf) $(BENCH)
+
+bench-overhead: .venv/.test ## what our Python takes for a token, at a vocabulary of 151,936
+	@test -d $(OUT)/tiny-int4 || $(BIN)/edgeship export tiny-int4 --out $(OUT)
+	@$(BIN)/python tests/bench/overhead.py $(OUT)/tiny-int4/onnx $(BENCH)
 
 train: .venv/.test ## train the embedded tiny model again (half an hour on two cores)
 	@$(BIN)/python -m edgeship.tiny.train --out $(OUT)/tiny-checkpoint

@@ -21,6 +21,7 @@ _COLUMNS = 2048  # top-k bounds its threshold by that many maxima, or four times
 _BLOCK = 256  # weights are added up in blocks: a running sum over a whole vocabulary takes a millisecond and more
 _BINS = 4096  # of the histogram that finds top-p's threshold
 _SORTABLE = 4096  # candidates few enough to sort
+_HEAP = 32  # bytes for each token: twice what top-p takes for its arrays in the worst case
 _CUTS = (1e-3, 1e-5)  # weights that top-p looks above first: mostly they add up to enough
 
 
@@ -145,6 +146,9 @@ class Sampler:
         # Memory kept: fresh arrays of a vocabulary's size cost more in page faults than what is done with them.
         self._scores = np.empty(vocab_size if self._changes else 0, np.float32)
         self._scratch = np.empty((2, vocab_size if options.temperature >= _COLD else 0), np.float32)
+        if options.top_p < 1:
+            # top-p makes arrays whose sizes vary. glibc maps each anew, page by page, until it has freed a larger one.
+            np.empty(_HEAP * vocab_size, np.uint8)
 
     def choose(self, logits: NDArray[np.float32]) -> int:
         """Choose the next token from logits [vocab_size] (left as they are) and remember it for the penalties.

@@ -59,8 +59,9 @@ class Recorder:
         if len(tokens):
             self._scores[self.inner.length] = self._score(tokens[0])
         logits = self.inner.evaluate(tokens)
-        shifted = logits.astype(np.float64) - float(logits.max())
-        self._row = (shifted - np.log(np.exp(shifted).sum())).astype(np.float32)
+        row = logits - logits.max()
+        row -= np.float32(np.log(np.exp(row).sum(dtype=np.float64)))
+        self._row = row
         return logits
 
     def _score(self, token: int) -> TokenScore:

@@ -323,7 +323,7 @@ class TestSignsOfLife:
 
 MANAGER = Path(__file__).with_name("user_manager.sh")
 PROGRAM = """
-import asyncio, json, signal, subprocess, sys, time, urllib.request
+import json, pathlib, subprocess, sys, time, urllib.request
 def run(*words, code=0):
     done = subprocess.run([sys.executable, "-m", "edgeship_runtime", "service", *words], capture_output=True, text=True)
     assert done.returncode == code, (words, done)
@@ -348,6 +348,20 @@ for _ in range(100):
     time.sleep(0.05)
 assert state == "auto-restart", state
 run("status", code=17)
+folder = pathlib.Path(facts["unit"] + ".d")
+folder.mkdir()
+(folder / "short.conf").write_text("[Service]\\nWatchdogSec=3\\nTimeoutAbortSec=1\\nRestartSec=60\\n")
+ask("daemon-reload")
+ask("restart", "edgeship")
+assert read("/health")["status"] == "healthy"
+time.sleep(4)
+assert ask("show", "--property=SubState", "--value", "edgeship") == "running", "it gives signs of life"
+ask("kill", "--kill-whom=main", "--signal=STOP", "edgeship")
+for _ in range(200):
+    if ask("show", "--property=SubState", "--value", "edgeship") == "auto-restart":
+        break
+    time.sleep(0.05)
+assert ask("show", "--property=Result", "--value", "edgeship") == "watchdog"
 ask("restart", "edgeship")
 assert read("/health")["status"] == "healthy"
 ask("stop", "edgeship")

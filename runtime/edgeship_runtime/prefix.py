@@ -6,6 +6,7 @@ the second turn of a conversation costs its new tokens alone, whichever conversa
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import threading
 from collections import OrderedDict
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from edgeship_runtime.engines import Engine
 from edgeship_runtime.errors import ArtifactError, ContextError, EngineError, UsageError
 from edgeship_runtime.files import describe_file
-from edgeship_runtime.manifest import Manifest, manifest_json, model_path
+from edgeship_runtime.manifest import Manifest, manifest_json
 from edgeship_runtime.prefix_files import Key, Prefix, PrefixFolder, common, load_prefix, save_prefix
 
 if TYPE_CHECKING:
@@ -42,12 +43,21 @@ class Restorable(Protocol):
 
 
 def key_of(engine: Engine, directory: Path, manifest: Manifest) -> Key:
-    """What states of this engine and artifact belong to; reads the model's file where no manifest has its digest."""
+    """What states of this engine and artifact belong to; reads all files where no manifest has their digests."""
     if manifest.sealed:
         digest = hashlib.sha256(manifest_json(manifest)).hexdigest()
     else:
-        digest = describe_file(model_path(directory, manifest)).sha256
+        listed = "".join(f"{path.name} {describe_file(path).sha256}\n" for path in _unsealed_files(directory))
+        digest = hashlib.sha256(listed.encode()).hexdigest()
     return Key(digest, engine.name, str(getattr(engine, "state_layout", "")))
+
+
+def _unsealed_files(directory: Path) -> list[Path]:
+    """The files of an artifact without a manifest: those in its directory, or a GGUF file with all its parts."""
+    if directory.is_dir():
+        return sorted(path for path in directory.iterdir() if path.is_file())
+    name, part, rest = directory.name.partition("-00001-of-")
+    return sorted(directory.parent.glob(f"{glob.escape(name)}-?????-of-{glob.escape(rest)}")) if part else [directory]
 
 
 class PrefixCache:

@@ -314,3 +314,18 @@ class TestFiles:
         assert key.engine == model.engine.name
         assert key.layout
         assert json.dumps(key.to_json())
+
+    def test_without_a_manifest_every_file_counts(self, model: Model, tmp_path: Path) -> None:
+        manifest = replace(model.manifest, sealed=False)
+        files = [tmp_path / name for name in ("model.onnx", "model.onnx.data", "x-00001-of-00002.gguf")]
+        files.append(tmp_path / "x-00002-of-00002.gguf")
+        for path in files:
+            path.write_bytes(b"1")
+        whole, split = (key_of(model.engine, place, manifest).artifact for place in (tmp_path, files[2]))
+        files[3].write_bytes(b"2")
+        assert key_of(model.engine, files[2], manifest).artifact != split
+        files[3].write_bytes(b"1")
+        assert key_of(model.engine, files[2], manifest).artifact == split
+        assert key_of(model.engine, tmp_path, manifest).artifact == whole
+        files[1].write_bytes(b"2")
+        assert key_of(model.engine, tmp_path, manifest).artifact != whole

@@ -5,7 +5,7 @@ import { openGguf } from "./gguf";
 import { openOnnx } from "./onnx";
 import type { ChatAnswer, Loaded, LoadOptions } from "./protocol";
 import type { Site } from "./site";
-import type { Store } from "./store";
+import type { Store, SyncFile } from "./store";
 import { loadTemplate, type ChatTemplate, type Message } from "./template";
 import { TextTokens } from "./tokenizer";
 
@@ -49,9 +49,11 @@ export class Model {
       this.engine = new Engine(await openGguf(model, manifest, { threads: options.threads, context, base: folder }));
     } else {
       const model = await store.file(site.digest, manifest.modelFile);
-      const data: Record<string, Blob> = {};
+      const data: Record<string, { blob: Blob; open: () => Promise<SyncFile> }> = {};
       for (const name of Object.keys(manifest.files)) {
-        if (name.startsWith(`${manifest.modelFile}.`)) data[name] = await store.file(site.digest, name);
+        if (!name.startsWith(`${manifest.modelFile}.`)) continue;
+        const open = () => store.read(site.digest, name);
+        data[name] = { blob: await store.file(site.digest, name), open };
       }
       this.engine = new Engine(await openOnnx({ model, data }, manifest, { ...options, context, base: folder }));
     }

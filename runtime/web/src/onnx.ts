@@ -7,14 +7,16 @@ import { GrowingCache, SharedCache, type Cache } from "./kv";
 import type { Manifest, Sampling } from "./manifest";
 import { largest, Sampler } from "./sampling";
 import type { Backend } from "./site";
+import { LazyBytes } from "./lazy";
+import type { SyncFile } from "./store";
 
 /** Tokens of a prompt per run, as edgeship_runtime.engines.ort.CHUNK. */
 const CHUNK = 128;
 
 export interface OnnxFiles {
   readonly model: Blob;
-  /** External data by the name that the graph gives it. */
-  readonly data: Readonly<Record<string, Blob>>;
+  /** External data by the name that the graph gives it: as a blob, and as a file that is open for reading. */
+  readonly data: Readonly<Record<string, { readonly blob: Blob; readonly open: () => Promise<SyncFile> }>>;
 }
 
 export interface OnnxOptions {
@@ -28,10 +30,16 @@ export interface OnnxOptions {
 /** Load an ONNX artifact; AppError where the browser, the graph or the memory does not allow it. */
 export async function openOnnx(files: OnnxFiles, manifest: Manifest, options: OnnxOptions): Promise<Sequence> {
   const ort = await loadOrt(options);
-  const data = Object.entries(files.data).map(([path, blob]) => ({ path, data: blob }));
   const gpu = options.backend === "webgpu";
+  const opened: LazyBytes[] = [];
   let session: InferenceSession;
   try {
+    const data: { path: string; data: Blob | Uint8Array }[] = [];
+    for (const [path, { blob, open }] of Object.entries(files.data)) {
+      if (buildOf(options.backend) === ".jspi")
+        data.push({ path, data: blob }); // that build reads blobs piece by piece
+      else data.push({ path, data: opened[opened.push(LazyBytes.over(await open())) - 1]! });
+    }
     session = await ort.InferenceSession.create(new Uint8Array(await files.model.arrayBuffer()), {
       executionProviders: [gpu ? "webgpu" : "wasm"],
       externalData: data,
@@ -43,6 +51,8 @@ export async function openOnnx(files: OnnxFiles, manifest: Manifest, options: On
     const error = asAppError(cause);
     const hint = gpu ? "Choose the WASM backend in Settings." : error.hint;
     throw new AppError(`onnxruntime-web cannot load the model: ${error.message}`, hint);
+  } finally {
+    for (const file of opened) file.close();
   }
   checkGraph(session, manifest);
   const cache = gpu
@@ -51,11 +61,17 @@ export async function openOnnx(files: OnnxFiles, manifest: Manifest, options: On
   return new OnnxSequence(ort, session, manifest, cache, options);
 }
 
+/** WebGPU waits for the device: by the browser's own means where it has them, else in a larger and slower build. */
+function buildOf(backend: Backend): "" | ".jspi" | ".asyncify" {
+  if (backend === "wasm") return "";
+  return "Suspending" in WebAssembly ? ".jspi" : ".asyncify";
+}
+
 /** onnxruntime-web's own files, of the build that the backend needs; see scripts/finish.mjs. */
 async function loadOrt(options: OnnxOptions): Promise<typeof Ort> {
-  const build = options.backend === "wasm" ? "" : "Suspending" in WebAssembly ? ".jspi" : ".asyncify";
+  const build = buildOf(options.backend);
   const loader = { "": "ort.wasm.min.mjs", ".jspi": "ort.jspi.min.mjs", ".asyncify": "ort.webgpu.min.mjs" }[build];
-  const ort = (await import(/* @vite-ignore */ new URL(loader!, options.base).href)) as typeof Ort;
+  const ort = (await import(/* @vite-ignore */ new URL(loader, options.base).href)) as typeof Ort;
   const wasm = new URL(`ort-wasm-simd-threaded${build}.wasm`, options.base).href;
   ort.env.wasm.wasmPaths = { wasm, mjs: wasm.replace(/\.wasm$/, ".mjs") };
   ort.env.wasm.numThreads = options.threads;

@@ -74,14 +74,23 @@ export class Store {
   }
 
   /** Open a file for writing; no other tab can while it is open. */
-  async write(digest: string, name: string): Promise<SyncFile> {
-    const handle = (await this.handle(digest, name, true)) as FileSystemFileHandle & {
-      createSyncAccessHandle?: () => Promise<SyncFile>;
+  write(digest: string, name: string): Promise<SyncFile> {
+    return this.open(digest, name, "readwrite");
+  }
+
+  /** Open a file for reading at any place. */
+  read(digest: string, name: string): Promise<SyncFile> {
+    return this.open(digest, name, "read-only");
+  }
+
+  private async open(digest: string, name: string, mode: "readwrite" | "read-only"): Promise<SyncFile> {
+    const handle = (await this.handle(digest, name, mode === "readwrite")) as FileSystemFileHandle & {
+      createSyncAccessHandle?: (options: { mode: string }) => Promise<SyncFile>;
     };
     if (!handle.createSyncAccessHandle)
       throw new AppError("This browser cannot write large files.", "Use a newer browser.");
     try {
-      return await handle.createSyncAccessHandle();
+      return await handle.createSyncAccessHandle({ mode });
     } catch (cause) {
       if ((cause as DOMException).name === "NoModificationAllowedError")
         throw new AppError(`${name} is in use.`, WRITTEN_BY_ANOTHER);

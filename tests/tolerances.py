@@ -183,3 +183,22 @@ ANSWER_SECONDS = 20.0
 
 DELAYED_ACKNOWLEDGEMENT_SECONDS = 0.03
 """Linux acknowledges what it received after 40 ms at the latest, and a request of the smallest kind takes 2."""
+
+WASM_LOGITS = 1e-4
+"""Logits in WebAssembly against native onnxruntime with float32 activations: the same sums in another order."""
+
+WASM_TIE_STD = 1e-5
+"""Deviations between the best two logits under which those two may choose different tokens."""
+
+WEBGPU_KL = 0.05
+"""Nats: shaders round activations to 8 bits, as native onnxruntime does by default."""
+
+WEBGPU_TIE_STD = 0.1
+"""Deviations between the best two logits under which they may choose a different token."""
+
+HOSTILE_SECONDS = 20.0
+"""For one hostile request on a busy machine; the longest, a schema of 3,000 members, takes a second on a quiet one."""
+
+RUNNER_LOGIT_ERROR_STD = 0.02
+"""Between the largest logit errors of llama.cpp's kernels for ARM and for this machine, in deviations: 0.005 to 0.01
+measured; they round activations alike and add in another order."""

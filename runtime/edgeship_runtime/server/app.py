@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, Router
 from starlette.types import Scope
 
 from edgeship_runtime.loading import load
@@ -69,15 +69,14 @@ class Server:
         )
         self.service = Service(settings, shelf, scheduler, Telemetry(), self.log)
         monitor.watch(self.service)
-        routing = Starlette(
-            routes=_routes(self.service),
-            lifespan=self._lifespan,
-            exception_handlers={RequestError: _refused, HTTPException: _no_route},
-        )
-        self.app = Gate(routing, settings, self._note)
+        # Starlette's own application would answer 500 to what nobody expected, before the gate hears of it, and send
+        # an address with a slash at its end to a place that the Host header names.
+        self.routes = _routes(self.service)
+        router = Router(self.routes, lifespan=self._lifespan, redirect_slashes=False)
+        self.app = Gate(ExceptionMiddleware(router, handlers=_HANDLERS), settings, self._note)
 
     @asynccontextmanager
-    async def _lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
+    async def _lifespan(self, app: object) -> AsyncGenerator[None, None]:
         scheduler = self.service.scheduler
         scheduler.start()
         watcher = asyncio.create_task(self._watch())
@@ -212,3 +211,6 @@ def _no_route(request: Request, error: Exception) -> Response:
     response: Response = error_response(request.url.path, found)
     response.headers.update(error.headers or {})
     return response
+
+
+_HANDLERS = {RequestError: _refused, HTTPException: _no_route}

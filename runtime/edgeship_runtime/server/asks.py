@@ -113,11 +113,7 @@ def read_completion(body: Body, settings: Settings) -> TextAsk:
     )
 
 
-def check_length(tokens: int, settings: Settings) -> None:
-    """Refuse a prompt of more tokens than the server takes."""
-    if tokens > settings.max_prompt_tokens:
-        raise RequestError(
-            f"the prompt has {tokens} tokens; this server takes {settings.max_prompt_tokens}",
-            param="messages",
-            code="context_length_exceeded",
-        )
+def too_long(most: int) -> RequestError:
+    """The error for a prompt of more tokens than the server or the model takes."""
+    message = f"the prompt has more tokens than the {most} that are taken here"
+    return RequestError(message, param="messages", code="context_length_exceeded")

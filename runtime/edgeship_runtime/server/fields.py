@@ -126,8 +126,8 @@ def _wrong(value: Any, schema: Schema, where: str) -> tuple[str, Any, Schema] | 
         return where, value, schema
     if isinstance(value, dict):
         return _wrong_member(value, schema, f"{where}." if where else "")
-    for place, each in enumerate(value if isinstance(value, list) else ()):
-        wrong = _wrong(each, schema.get("items", {}), f"{where}[{place}]")
+    for place, each in enumerate(value if isinstance(value, list) and schema.get("items") else ()):
+        wrong = _wrong(each, schema["items"], f"{where}[{place}]")
         if wrong is not None:
             return wrong
     return None
@@ -140,8 +140,9 @@ def _wrong_member(value: dict[str, Any], schema: Schema, where: str) -> tuple[st
             return where + name, None, members[name]
     others = schema.get("additionalProperties", {})
     for name, each in value.items():
-        wrong = _wrong(each, members.get(name, others), where + name)
-        if wrong is not None:
+        # No deeper than schemas go: what they leave open may be nested as deep as JSON is.
+        member = members.get(name, others)
+        if member and (wrong := _wrong(each, member, where + name)) is not None:
             # A name that the schema does not know is the sender's text, and may be long.
             return wrong if name in members else (where.removesuffix("."), value, schema)
     return None

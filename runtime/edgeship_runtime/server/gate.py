@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _OPEN = ("/", "/health")
 """Answered without a key; so is what lies under /page/."""
+_HOST = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(:[0-9]*)?")
 _CLIENTS = 10_000  # whose rate is remembered
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -65,31 +67,35 @@ class Gate:
                 await self._app(scope, receive, send)
             return
         start, status = time.perf_counter(), 0
+        body = _Limited(receive, self._settings.max_body, scope)
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), *self._extra(message)]}
+                message = {**message, "headers": [*message.get("headers", ()), *self._extra(message, body)]}
             await send(message)
 
         try:
+            scope["app"] = self  # inside of an application Starlette raises what it does not find, so that we answer
             self._admit(scope)
-            await self._app(scope, _limited(receive, self._settings.max_body), noting)
+            await self._app(scope, body, noting)
         except RequestError as error:
             if not status:
                 await _refuse(scope, error, noting)
         except Exception as error:
             scope["edgeship.failure"] = type(error).__name__
-            if status:
-                raise
-            await _refuse(scope, RequestError("the server failed", status=503, code="internal"), noting)
+            # In the middle of an answer the connection just ends: raised, it would have uvicorn log a traceback.
+            if not status:
+                await _refuse(scope, RequestError("the server failed", status=503, code="internal"), noting)
         finally:
             self._note(scope, status or 499, time.perf_counter() - start)
 
-    def _extra(self, message: Message) -> list[tuple[bytes, bytes]]:
+    def _extra(self, message: Message, body: _Limited) -> list[tuple[bytes, bytes]]:
         present = {name.lower() for name, _ in message.get("headers", ())}
-        return [(name, value) for name, value in _HEADERS if name not in present]
+        # What is still to come of a refused body may have no end, and nobody is going to read it.
+        close = [] if body.whole else [(b"connection", b"close")]
+        return [(name, value) for name, value in _HEADERS if name not in present] + close
 
     def _admit(self, scope: Scope) -> None:
         """Raise RequestError for what may not pass; put the client's name into the scope."""
@@ -122,24 +128,31 @@ class Gate:
 
 
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.rpartition(":")[0] or host if host.count(":") == 1 else host
+    """The name in a Host header; all of it where it is not of a name's form."""
+    match = _HOST.fullmatch(host)
+    return match[1] if match else host
 
 
-def _limited(receive: Receive, limit: int) -> Receive:
-    taken = 0
+class _Limited:
+    """A request's body on its way, which ends with RequestError (413) when it is too large."""
 
-    async def counting() -> Message:
-        nonlocal taken
-        message = await receive()
+    def __init__(self, receive: Receive, limit: int, scope: Scope) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._taken = 0
+        lengths = {name: value for name, value in scope["headers"] if name in (b"content-length", b"transfer-encoding")}
+        self.whole = b"transfer-encoding" not in lengths and lengths.get(b"content-length", b"0") == b"0"
+        """Whether all of it has come."""
+
+    async def __call__(self) -> Message:
+        """The next message, as ASGI has it."""
+        message = await self._receive()
         if message["type"] == "http.request":
-            taken += len(message.get("body", b""))
-            if taken > limit:
-                raise _too_large(limit)
+            self.whole = not message.get("more_body", False)
+            self._taken += len(message.get("body", b""))
+            if self._taken > self._limit:
+                raise _too_large(self._limit)
         return message
-
-    return counting
 
 
 def _too_large(limit: int) -> RequestError:

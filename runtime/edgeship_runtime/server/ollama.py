@@ -27,6 +27,7 @@ from edgeship_runtime.server.service import Service
 from edgeship_runtime.server.settings import Settings
 from edgeship_runtime.server.shelf import size_mb
 from edgeship_runtime.server.text import embed
+from edgeship_runtime.server.turn import check_text
 from edgeship_runtime.talk.events import Answer, Done, Reasoning, Text, ToolCall
 
 _NDJSON = "application/x-ndjson"
@@ -105,7 +106,7 @@ async def _answer(
     """Stream lines, or send the whole as one."""
 
     def work(model: Model) -> Generator[Any, None, None]:
-        return chat_work(model, ask, service.settings) if raw is None else _raw_work(model, raw, ask)
+        return chat_work(model, ask, service.settings) if raw is None else _raw_work(model, raw, ask, service.settings)
 
     job = service.submit(request, ask.model, work)
     service.note_prompt(request, ask.text)
@@ -136,8 +137,9 @@ async def _lines(
             yield _text({**_head(model), **line("", "", ()), **_end(item.answer)})
 
 
-def _raw_work(model: Model, prompt: str, ask: ChatAsk) -> Generator[Any, None, None]:
+def _raw_work(model: Model, prompt: str, ask: ChatAsk, settings: Settings) -> Generator[Any, None, None]:
     """Continue a text without the chat template."""
+    check_text(model, prompt, settings)
     with model.stream(prompt, **ask.overrides) as stream:
         for piece in stream:
             yield Text(piece.text)

@@ -21,12 +21,13 @@ from starlette.responses import JSONResponse, Response
 
 from edgeship_runtime.answer import Stats
 from edgeship_runtime.model import Model
-from edgeship_runtime.server.asks import TextAsk, check_length, read_completion
+from edgeship_runtime.server.asks import TextAsk, read_completion, too_long
 from edgeship_runtime.server.chat import FINISH
 from edgeship_runtime.server.logprobs import Recorder, TokenScore, recording, spell
 from edgeship_runtime.server.problems import RequestError
 from edgeship_runtime.server.service import Service, event
 from edgeship_runtime.server.settings import Settings
+from edgeship_runtime.server.turn import check_text
 
 _EMBED_AT_ONCE = 32
 
@@ -111,8 +112,11 @@ async def _chunks(
 def text_work(model: Model, ask: TextAsk, settings: Settings) -> Generator[Part | End, None, None]:
     """Continue the prompts one after the other, on the engine's thread."""
     for index, prompt in enumerate(ask.prompts):
+        if isinstance(prompt, str):
+            check_text(model, prompt, settings)
         ids = model.encode(prompt)
-        check_length(len(ids), settings)
+        if len(ids) > settings.max_prompt_tokens:
+            raise too_long(settings.max_prompt_tokens)
         if max(ids, default=0) >= model.engine.vocab_size:
             known = f"token ids below {model.engine.vocab_size}, which is how many the model has"
             raise RequestError(f"prompt: expected {known}", param="prompt", code="invalid_value")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from edgeship_runtime.model import Model
-from edgeship_runtime.server.asks import ChatAsk, check_length
+from edgeship_runtime.server.asks import ChatAsk, too_long
 from edgeship_runtime.server.settings import Settings
 from edgeship_runtime.talk.conversation import converse
 from edgeship_runtime.talk.events import Event
@@ -13,8 +13,7 @@ from edgeship_runtime.talk.events import Event
 
 def turn(model: Model, ask: ChatAsk, settings: Settings) -> Generator[Event, None, None]:
     """Answer a conversation; raises RequestError and what `converse` raises."""
-    if len(ask.text) > settings.max_prompt_tokens:  # a token is a character at least, mostly several
-        check_length(len(model.encode(ask.text)), settings)
+    check_text(model, ask.text, settings)
     with converse(
         model,
         ask.messages,
@@ -26,3 +25,16 @@ def turn(model: Model, ask: ChatAsk, settings: Settings) -> Generator[Event, Non
         **ask.overrides,
     ) as events:
         yield from events
+
+
+def check_text(model: Model, text: str, settings: Settings) -> None:
+    """Refuse a text that has more tokens than can be taken, at little more than the cost of reading that many."""
+    most = min(settings.max_prompt_tokens, model.engine.context)
+    size = min(4 * most, len(text))
+    while len(text) > most:  # a token is a character at least
+        # What a cut goes through may have more tokens by itself.
+        if len(model.encode(text[:size])) > (most if size == len(text) else most + 8):
+            raise too_long(most)
+        if size == len(text):
+            return
+        size = min(4 * size, len(text))

@@ -55,10 +55,9 @@ def test_the_document_is_valid_openapi(served: Served) -> None:
 def test_every_route_is_in_the_document_and_nothing_else(served: Served) -> None:
     found = served.get("/openapi.json").json()["paths"]
     documented = {(path, method.upper()) for path, each in found.items() for method in each}
-    routing = served.server.app._app
     routes = {
         (re.sub(r":path}", "}", route.path), method)
-        for route in routing.routes
+        for route in served.server.routes
         if isinstance(route, Route)
         for method in route.methods or ()
         if method != "HEAD"
@@ -180,12 +179,14 @@ def small(tiny: Path, served: Served) -> Generator[Served, None, None]:
 
 def test_schemathesis_finds_nothing(small: Served, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis")
-    examples = os.environ.get("EDGESHIP_FUZZ", "3")
+    examples = os.environ.get("EDGESHIP_FUZZ", "")
+    if not examples and small.server.settings.artifacts["tiny"].name != "onnx":
+        pytest.skip("one engine is enough outside of make test-clients: few requests reach it")
     # positive_data_acceptance is left out: templates, contexts and engines refuse some of what a schema can say.
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{small.url}/openapi.json"),
         *("--checks", "all", "--exclude-checks", "positive_data_acceptance"),
-        *("--max-examples", examples, "--phases", "examples,coverage,fuzzing", "--seed", "1", "--workers", "1"),
+        *("--max-examples", examples or "3", "--phases", "examples,coverage,fuzzing", "--seed", "1", "--workers", "1"),
         *("--request-timeout", "30", "--no-color"),
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)

@@ -167,7 +167,7 @@ class PrefixFolder:
         self._report = report
         self._known: dict[tuple[int, ...], Path] = {}
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # what was said can be read out of a state
             for draft in directory.glob(".*.partial"):
                 draft.unlink()
             found = sorted(directory.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)

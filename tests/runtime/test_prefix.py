@@ -127,7 +127,9 @@ class TestFolder:
         with edgeship_runtime.load(directory, threads=1, context=96) as first:
             remember(first, 1 << 24, tmp_path, reports.append)
             want = [first.generate(ids, **GREEDY).text for ids in (FIRST, SECOND)]
-        assert len(list(tmp_path.rglob("*.prefix"))) == 2
+        files = list(tmp_path.rglob("*.prefix"))
+        assert len(files) == 2
+        assert files[0].parent.stat().st_mode & 0o077 == 0, "what was said can be read out of a state"
         with edgeship_runtime.load(directory, threads=1, context=96) as again:
             remember(again, 1 << 24, tmp_path, reports.append)
             got = [again.generate(ids, **GREEDY) for ids in (FIRST, SECOND)]

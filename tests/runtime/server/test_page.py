@@ -179,10 +179,12 @@ class TestChat:
         page.click("#fresh")
         served.engines[0].seconds = 0.1
         chat(page, "Hello", 12)
-        seen = set()
+        seen, speeds = set(), set()
         while page.locator("#stop").is_visible():
             seen.add(page.locator("article.assistant .text").last.text_content())
+            speeds.add(page.text_content("#figures").partition(" ")[0])
         assert len(seen) > 3, "it came in parts"
+        assert "about" in speeds
         answered(page)
         assert re.search(r"[\d.]+ tokens/s · first token after \d+ ms", page.text_content("#figures"))
         page.locator("#figures", has_text="MB memory").wait_for()
@@ -333,7 +335,8 @@ class TestFailures:
             page = browser.new_page()
             page.goto(served.url)
             page.locator("#figures", has_text="API key").wait_for()
-            settings(page)
+            page.wait_for_selector("#key:focus")
+            assert "not reached" not in page.text_content("#figures")
             page.fill("#key", key)
             page.press("#key", "Tab")
             page.wait_for_selector("#model option", state="attached")

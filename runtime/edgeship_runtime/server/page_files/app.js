@@ -4,6 +4,8 @@ const at = (id) => document.getElementById(id);
 const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
 const KEPT = [...NUMBERS, "model", "thinking", "system", "tools"];
 const MEMORY_EVERY_MS = 5000;
+const SPEED_EVERY_MS = 500;
+const UNREACHED = "the server is not reached";
 
 let messages = [];
 let running = null;
@@ -40,13 +42,14 @@ function headers() {
 }
 
 function unreached(error) {
-  throw error.name === "AbortError" ? error : new Error("the server is not reached");
+  throw error.name === "AbortError" ? error : new Error(UNREACHED);
 }
 
 async function failure(response) {
   const body = await response.json().catch(() => ({}));
   const wait = response.headers.get("Retry-After");
-  return new Error((body.error?.message ?? `the server answered ${response.status}`) + (wait ? ` (again in ${wait} s)` : ""));
+  const text = (body.error?.message ?? `the server answered ${response.status}`) + (wait ? ` (again in ${wait} s)` : "");
+  return Object.assign(new Error(text), { status: response.status });
 }
 
 async function read(path) {
@@ -151,8 +154,8 @@ async function showMemory() {
   try {
     const { rss_mb: used } = await read("/v1/stats");
     memory = used === null ? "" : `${Math.round(used)} MB memory`;
-  } catch {
-    memory = "server not reached";
+  } catch (error) {
+    memory = error.message === UNREACHED ? UNREACHED : "";
   }
   showFigures();
 }
@@ -203,24 +206,41 @@ function take(message, delta) {
   }
 }
 
+// Tokens a second while they come: a piece is about a token, the server tells the true figure at the end.
+function meter() {
+  let pieces = 0;
+  let first = 0;
+  let shown = 0;
+  return (now) => {
+    pieces += 1;
+    if (pieces === 2) first = shown = now; // the one before it opens the message
+    if (now - shown < SPEED_EVERY_MS) return;
+    shown = now;
+    speed = `about ${((1000 * (pieces - 2)) / (now - first)).toFixed(1)} tokens/s`;
+    showFigures();
+  };
+}
+
 async function receive(body, bubble, signal) {
   const message = bubble.message;
   const options = { method: "POST", headers: headers(), body: JSON.stringify(body), signal };
   const response = await fetch("/v1/chat/completions", options).catch(unreached);
   if (!response.ok) throw await failure(response);
+  const rate = meter();
   let finish = null;
   for await (const chunk of events(response.body)) {
     if (chunk.error) throw new Error(chunk.error.message);
     const choice = chunk.choices?.[0];
     if (choice) {
       take(message, choice.delta ?? {});
+      rate(performance.now());
       finish = choice.finish_reason ?? finish;
       append(() => bubble.show());
     }
     if (chunk.timings) {
-      const { decode_tokens_per_s: rate, ttft_s: first } = chunk.timings;
+      const { decode_tokens_per_s: decode, ttft_s: first } = chunk.timings;
       const wait = first < 1 ? `${Math.round(first * 1000)} ms` : `${first.toFixed(1)} s`;
-      speed = `${rate.toFixed(rate < 100 ? 1 : 0)} tokens/s · first token after ${wait}`;
+      speed = `${decode.toFixed(decode < 100 ? 1 : 0)} tokens/s · first token after ${wait}`;
       showFigures();
     }
   }
@@ -296,6 +316,10 @@ async function fillModels() {
     at("model").replaceChildren(...data.map(({ id }) => new Option(id, id, false, id === wanted)));
   } catch (error) {
     speed = error.message;
+    if (error.status === 401) {
+      tune(true);
+      at("key").focus();
+    }
   }
   showFigures();
 }

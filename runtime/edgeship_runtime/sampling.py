@@ -238,8 +238,8 @@ def top_k_ids(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     if slices > 1:
         # The k-th largest of the column maxima is no larger than the k-th largest score: a bound that leaves few.
         maxima = scores[: columns * slices].reshape(slices, columns).max(axis=0)
-        bound = np.partition(maxima, columns - k)[columns - k]
-    # Where a guide left few tokens, most columns have none.
+        if np.count_nonzero(maxima > -np.inf) >= k:  # a guide may have left few tokens
+            bound = np.partition(maxima, columns - k)[columns - k]
     ids = np.flatnonzero(scores >= bound) if bound > -np.inf else np.flatnonzero(scores > -np.inf)
     if len(ids) <= k:
         return ids

@@ -174,7 +174,9 @@ def _said(done: subprocess.CompletedProcess[str]) -> str:
 def _say_installed(
     args: argparse.Namespace, settings: Settings, path: Path, made: systemd.Service, changed: bool
 ) -> None:
-    lingers = (_LINGER / getpass.getuser()).exists()
+    lingers = False
+    with suppress(KeyError, OSError):  # a user without a name
+        lingers = (_LINGER / getpass.getuser()).exists()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
     if args.json:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from edgeship_runtime import cli
 from edgeship_runtime.errors import UsageError
+from edgeship_runtime.prefix import shipped_path
 from edgeship_runtime.server.settings import Settings, check
 from served import Served, serving
 from toy_gguf import needs_llamacpp
@@ -47,6 +49,20 @@ def test_conversations_in_turn_and_after_a_restart(tiny: Path, form: str, tmp_pa
             assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
             assert again == text
         assert served.events("prefix") == []
+
+
+@pytest.mark.parametrize("form", ["onnx", pytest.param("gguf", marks=needs_llamacpp)])
+def test_a_prefix_beside_the_artifact_serves_every_conversation(tiny: Path, form: str) -> None:
+    opening = {"role": "system", "content": STORIES[0]}
+    shipped = shipped_path(tiny / form)
+    assert cli.main(["prefix", str(tiny / form), "--system", STORIES[0]]) == 0
+    try:
+        with serving({"tiny": tiny / form}) as served:
+            for question in ("Hi", "Who are you?", "What is the opposite of hot?"):
+                found = served.ask(messages=[opening, {"role": "user", "content": question}], max_tokens=4).json()
+                assert found["usage"]["prompt_tokens_details"]["cached_tokens"] > 200
+    finally:
+        shipped.unlink()
 
 
 def test_damaged_files_cost_time_and_nothing_else(tiny: Path, tmp_path: Path) -> None:

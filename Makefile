@@ -118,6 +118,7 @@ validate: .venv/.run ## install, verify, measure on a board: make validate ARTIF
 report: .venv/.run ## what regressed between validations
 	@$(BIN)/edgeship report
 
+# EDGESHIP_SCHEMAS=1000 keeps the real engines to so many random schemas, too (minutes).
 test: .venv/.test ## the test suite (TESTS="..." for a part of it)
 	@$(BIN)/pytest --numprocesses auto $(TESTS)
 

@@ -129,7 +129,7 @@ test: .venv/.test ## the test suite (TESTS="..." for a part of it)
 	@touch $@
 
 test-clients: .venv/.test .venv/.llamacpp .cache/lm-eval/.installed ## the server with its real clients on both engines
-	@EDGESHIP_FUZZ=100 $(BIN)/pytest tests/runtime/server -k "test_clients or test_langchain or test_lm_eval or test_npm or test_openapi"
+	@EDGESHIP_FUZZ=20 $(BIN)/pytest tests/runtime/server -k "test_clients or test_langchain or test_lm_eval or test_npm or test_openapi or test_hostile"
 
 test-web: .venv/.test ## the page in headless Chromium, with Node.js and npm's registry (ten minutes)
 	@$(BIN)/pytest -m web -rs $(or $(TESTS),tests/web)

@@ -27,7 +27,7 @@ export function noRoom(): AppError {
 
 /** Words with which browsers and engines say that memory ran out. */
 export function ranOut(text: string): boolean {
-  return /out of memory|bad_alloc|allocation failed|could not allocate|failed to allocate|cannot enlarge|\boom\b/i.test(
+  return /out of memory|bad_alloc|allocation failed|cannot allocate|could not allocate|failed to allocate|cannot enlarge|\boom\b/i.test(
     text,
   );
 }

@@ -1,11 +1,12 @@
 import type { Wllama } from "@wllama/wllama";
 
 import type { Scores, Sequence } from "./engine";
-import { AppError, asAppError } from "./errors";
+import { AppError, asAppError, outOfMemory, ranOut } from "./errors";
 import type { Manifest, Sampling } from "./manifest";
 
 const CHUNK = 128; // tokens of a prompt per call: a stop comes in between
 const MOST_SCORES = 200; // log probabilities that are asked for; acceptance files name up to 100 ids
+const MOST_LINES = 50; // of what llama.cpp says
 const TOO_LARGE = 2 ** 31; // bytes; wllama takes no such file
 
 export interface GgufOptions {
@@ -33,12 +34,14 @@ export async function openGguf(model: Blob, manifest: Manifest, options: GgufOpt
     /* @vite-ignore */ new URL("wllama.min.js", options.base).href
   )) as typeof import("@wllama/wllama");
   const said: string[] = [];
-  const silent = () => undefined;
-  const note = (...words: unknown[]) => void said.push(words.map(String).join(" ").slice(0, 200));
+  const note = (...words: unknown[]) => {
+    said.push(words.map(String).join(" ").slice(0, 200));
+    said.splice(0, said.length - MOST_LINES);
+  };
   const url = (threads: string) => new URL(`${threads}-thread.wasm`, options.base).href;
   const wllama = new module.Wllama(
     { "single-thread/wllama.wasm": url("single"), "multi-thread/wllama.wasm": url("multi") },
-    { logger: { debug: silent, log: silent, warn: silent, error: note } },
+    { logger: { debug: note, log: note, warn: note, error: note } },
   );
   try {
     await wllama.loadModel([model], {
@@ -47,11 +50,19 @@ export async function openGguf(model: Blob, manifest: Manifest, options: GgufOpt
       n_threads: options.threads,
     });
   } catch (cause) {
-    const error = asAppError(new Error([(cause as Error).message, said.at(-1)].filter(Boolean).join("; ")));
-    await wllama.exit().catch(silent);
+    const error = explained(cause, said);
+    await wllama.exit().catch(() => undefined);
     throw new AppError(`wllama cannot load the model: ${error.message}`, error.hint);
   }
   return new GgufSequence(wllama, manifest, options.context, said);
+}
+
+/** wllama's own message is of its protocol; what llama.cpp said before tells what happened. */
+function explained(cause: unknown, said: readonly string[]): AppError {
+  const memory = said.find(ranOut);
+  if (memory) return outOfMemory(memory);
+  const line = said.findLast((each) => /error|fail|invalid/i.test(each));
+  return asAppError(line ? new Error(line) : cause);
 }
 
 class GgufSequence implements Sequence {
@@ -65,7 +76,7 @@ class GgufSequence implements Sequence {
     private readonly wllama: Wllama,
     manifest: Manifest,
     readonly context: number,
-    /** What llama.cpp said of its errors; the last is the newest. */
+    /** What llama.cpp said; the last line is the newest. */
     private readonly said: string[],
   ) {
     this.threads = wllama.getNumThreads() || 1;
@@ -131,7 +142,7 @@ class GgufSequence implements Sequence {
     try {
       return await act();
     } catch (cause) {
-      const error = asAppError(new Error([(cause as Error).message, this.said.at(-1)].filter(Boolean).join("; ")));
+      const error = explained(cause, this.said);
       throw new AppError(`wllama could not run the model: ${error.message}`, error.hint);
     }
   }

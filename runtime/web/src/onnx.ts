@@ -129,7 +129,8 @@ class OnnxSequence implements Sequence {
       this.last = last ? await this.lastRow(results.logits!) : null;
     } catch (cause) {
       const error = asAppError(cause);
-      throw new AppError(`onnxruntime-web could not run the model: ${error.message}`, error.hint);
+      const hint = this.kernels.startsWith("webgpu") ? "Choose the WASM backend in Settings." : error.hint;
+      throw new AppError(`onnxruntime-web could not run the model: ${error.message}`, hint);
     }
     this.length = total;
   }

@@ -139,6 +139,7 @@ describe("errors", () => {
     "Aborted(OOM)",
     "WebAssembly.Memory(): could not allocate memory",
     "Array buffer allocation failed",
+    "Cannot allocate WebAssembly.Memory",
   ])("say what to choose instead: %s", (text) => expect(asAppError(new Error(text)).hint).toMatch(/smaller/));
 
   it("say that a full storage is resumable", () => {

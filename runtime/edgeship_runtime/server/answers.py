@@ -41,7 +41,7 @@ _LIKELY = {"token": text(), "logprob": _NUMBER, "bytes": listed({"type": "intege
 _SCORE = exactly(_LIKELY | {"top_logprobs": listed(exactly(_LIKELY))})
 _MESSAGE = exactly(
     {"role": _always("assistant"), "content": _maybe(text()), "refusal": _NULL},
-    {"tool_calls": listed(_CALL), "reasoning_content": text()},
+    {"tool_calls": listed(_CALL), "reasoning_content": text(), "tool_call_problems": listed(text())},
 )
 _CHOICE = {
     "index": _WHOLE,
@@ -58,7 +58,14 @@ _DELTA_CALL = exactly(
     {"id": text(), "type": _always("function")},
 )
 _DELTA = exactly(
-    {}, {"role": text(), "content": text(), "reasoning_content": text(), "tool_calls": listed(_DELTA_CALL, None, 1)}
+    {},
+    {
+        "role": text(),
+        "content": text(),
+        "reasoning_content": text(),
+        "tool_calls": listed(_DELTA_CALL, None, 1),
+        "tool_call_problems": listed(text()),
+    },
 )
 _UNFINISHED = {"finish_reason": _maybe(_CHOICE["finish_reason"])}
 _LAST = {"usage": _maybe(_USAGE)}

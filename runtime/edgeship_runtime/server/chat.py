@@ -1,6 +1,7 @@
 """POST /v1/chat/completions, as https://platform.openai.com/docs/api-reference/chat describes it.
 
-`reasoning_content` is where the thought goes, as DeepSeek's and vLLM's APIs have it.
+`reasoning_content` is where the thought goes, as DeepSeek's and vLLM's APIs have it; `tool_call_problems` says why
+calls were left as text.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def _delta(item: Event) -> dict[str, Any]:
     if isinstance(item, Reasoning):
         return {"reasoning_content": item.text} if item.text else {}
     if isinstance(item, Text):
-        return {"content": item.text} if item.text else {}
+        problems = {} if item.problem is None else {"tool_call_problems": [item.problem]}
+        return {"content": item.text, **problems} if item.text else {}
     if isinstance(item, ToolCallStarted):
         function = {"name": item.name, "arguments": ""}
         return {"tool_calls": [{"index": item.index, "id": item.id, "type": "function", "function": function}]}
@@ -115,6 +117,8 @@ def message(found: Answer) -> dict[str, Any]:
         said["tool_calls"] = [call.to_json() for call in found.tool_calls]
     if found.reasoning is not None:
         said["reasoning_content"] = found.reasoning
+    if found.problems:
+        said["tool_call_problems"] = list(found.problems)
     return said
 
 

@@ -16,8 +16,10 @@ from edgeship.tiny.text import TOOLS
 from edgeship_runtime import load
 from edgeship_runtime.chat import ChatTemplate
 from edgeship_runtime.model import Model
+from edgeship_runtime.server.answers import CHAT, CHAT_CHUNK
 from edgeship_runtime.talk import converse
 from random_schemas import random_schema, validate
+from scripted import saying
 from served import COLD, HOT, Served, serving
 from toy_gguf import needs_llamacpp
 
@@ -164,3 +166,24 @@ class TestOverHttp:
                 assert found.json()["usage"]["completion_tokens_details"]["reasoning_tokens"] > 5
             assert thought.endswith("directly now.")
             jsonschema.validate(json.loads(text), SCHEMA)
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_malformed_call_is_text_with_a_reason(self, tmp_path: Path, stream: bool) -> None:
+        said = "<tool_call>\nget_weather(Paris)\n</tool_call>"
+        with serving({"tiny": tmp_path}, open_model=lambda path: saying(said)) as served:
+            found = served.ask(tools=list(TOOLS), enable_thinking=False, max_tokens=200, stream=stream)
+        assert found.status_code == 200
+        if stream:
+            chunks = [json.loads(line[6:]) for line in found.text.splitlines() if line.startswith("data: {")]
+            for chunk in chunks:
+                jsonschema.validate(chunk, CHAT_CHUNK)
+            deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+            text = "".join(each.get("content", "") for each in deltas)
+            problems = [problem for each in deltas for problem in each.get("tool_call_problems", ())]
+        else:
+            jsonschema.validate(found.json(), CHAT)
+            message = found.json()["choices"][0]["message"]
+            text, problems = message["content"], message["tool_call_problems"]
+        assert text == said
+        assert len(problems) == 1
+        assert "it is not JSON" in problems[0]

@@ -1,8 +1,9 @@
 """Export and runtime beside onnxruntime-genai on the same checkpoint, in one run: `make bench`.
 
 Each pair of runs is made one after the other, ours and theirs in turn, and figures are medians over the pairs, so
-that a machine that drifts does not favour a side. Ratios are theirs over ours for cost, ours over theirs for speed:
-above 1 is better.
+that a machine that drifts does not favour a side. Both round to nearest, as the builder does: recipes of ours that
+calibrate are exported with --algorithm rtn. Ratios are theirs over ours for cost, ours over theirs for speed: above 1
+is better.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def compare_exports(arguments: argparse.Namespace, checkpoint: Path, work: Path)
     ours, theirs = work / "ours", work / "theirs"
     own = [
         str(BIN / "edgeship"), "export", arguments.recipe, "--checkpoint", str(checkpoint), "--out", str(ours),
-        "--max-ram", arguments.max_ram, "--format", "onnx", "--force", "--json",
+        "--max-ram", arguments.max_ram, "--format", "onnx", "--force", "--json", "--algorithm", "rtn",
     ]  # fmt: skip
     peer = [
         sys.executable,
@@ -89,6 +90,7 @@ def compare_exports(arguments: argparse.Namespace, checkpoint: Path, work: Path)
         if not arguments.no_peer:
             shutil.rmtree(theirs, ignore_errors=True)
             runs["genai builder"].append(measure(peer))
+    print("both round to nearest (--algorithm rtn)")
     print(f"export                wall s    CPU s   peak MB   size MB   ({arguments.pairs} runs each, medians)")
     report = {}
     for side, path in (("edgeship", ours), ("genai builder", theirs)):

@@ -84,6 +84,8 @@ def measure_sides(arguments: argparse.Namespace, work: Path) -> dict[str, dict[s
 
 def ours(arguments: argparse.Namespace, work: Path, scheme: str, *formats: str) -> list[str]:
     chosen = [part for form in formats for part in ("--format", form)]
+    if scheme.startswith("int"):  # as llama-quantize rounds without an importance matrix
+        chosen += ["--algorithm", "rtn"]
     return [
         str(BIN / "edgeship"), "export", f"{arguments.model}-{scheme}", "--checkpoint", str(arguments.checkpoint),
         "--out", str(work / "ours"), "--max-ram", "600MB", *chosen, "--force", "--json",

@@ -70,15 +70,26 @@ def test_a_recipe_plans_without_a_download(name: str) -> None:
 def test_int8_differs_from_int4_by_the_body_alone() -> None:
     for model in [*QWEN, "tiny"]:
         four, eight = catalog.find(f"{model}-int4"), catalog.find(f"{model}-int8")
-        same = {"description", "name", "accept", "scheme"}
+        same = {"description", "name", "accept", "scheme", "calibration"}
         assert four.model_dump(exclude=same) == eight.model_dump(exclude=same)
-        assert eight.scheme == four.scheme.model_copy(update={"body": "int8"})
+        assert eight.scheme == four.scheme.model_copy(update={"body": "int8", "algorithm": "rtn"})
+
+
+def test_small_models_are_calibrated_where_four_bits_cost_most_within_2_gb() -> None:
+    for model in QWEN:
+        four, eight = catalog.find(f"{model}-int4"), catalog.find(f"{model}-int8")
+        small = PUBLISHED[model] < 2
+        assert four.scheme.algorithm == ("gptq" if small else "rtn")
+        assert (four.calibration is not None) == small
+        assert eight.calibration is None
+        if four.calibration is not None:
+            assert four.calibration.memory(read_plan(four).decoder, "gptq") < 2e9
 
 
 def test_q4_k_m_is_the_same_model_for_llama_cpp() -> None:
     for model in QWEN:
         four, mixed = catalog.find(f"{model}-int4"), catalog.find(f"{model}-q4_k_m")
-        same = {"description", "name", "accept", "scheme", "formats"}
+        same = {"description", "name", "accept", "scheme", "formats", "calibration"}
         assert four.model_dump(exclude=same) == mixed.model_dump(exclude=same)
 
 

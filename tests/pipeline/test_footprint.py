@@ -83,6 +83,7 @@ def test_the_estimates_are_near_what_was_measured() -> None:
     assert mixed.memory.repacked / (1 << 20) == pytest.approx(596.53, abs=0.01)
     assert mixed.size_bytes == pytest.approx(986_048_032, rel=1e-4)
     recipe = Recipe.model_validate(
-        catalog.find("qwen2.5-1.5b-int4").model_dump() | {"scheme": {"mix": "Q4_0"}, "formats": ("gguf",)}
+        catalog.find("qwen2.5-1.5b-int4").model_dump()
+        | {"scheme": {"mix": "Q4_0"}, "formats": ("gguf",), "calibration": None}
     )
     assert read_plan(recipe).footprints["gguf"].size_bytes == pytest.approx(934_954_528, rel=1e-4)

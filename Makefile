@@ -160,16 +160,17 @@ wheel: .venv/.run ## both wheels, into dist/
 	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./runtime .
 	@ls -l dist
 
-bench: .venv/.test ## time and memory beside onnxruntime-genai, in one run
+bench: .venv/.test ## time and memory beside onnxruntime-genai, in one run (Olive and Optimum: bench-exporters)
 	@$(BIN)/python tests/bench/compare.py $(BENCH)
 
 bench-gguf: .venv/.test .venv/.llamacpp ## both formats beside llama.cpp's converter and quantizer
 	@$(BIN)/python tests/bench/compare_gguf.py $(BENCH)
 
-bench-exporters: .venv/.test ## our exporter beside Olive on a checkpoint: size, loss, seconds, peak: CHECKPOINT=...
-	@$(BIN)/python tests/bench/compare_exporters.py $(or $(CHECKPOINT),pipeline/edgeship/tiny/checkpoint) $(BENCH)
+# Also GPTQ at size: make bench-exporters CHECKPOINT=... BENCH="--sides native-gptq olive-gptq --no-loss"
+bench-exporters: .venv/.test ## our exporter beside Olive and Optimum: size, loss, seconds, peak: CHECKPOINT=...
+	@$(BIN)/python tests/bench/compare_exporters.py $(or $(CHECKPOINT),$(wildcard .cache/small20m),pipeline/edgeship/tiny/checkpoint) $(BENCH)
 
-bench-fidelity: .venv/.test .venv/.llamacpp ## what each scheme loses, on a model of 20 M weights (trained first: some ten minutes)
+bench-fidelity: .venv/.test .venv/.llamacpp ## what each scheme loses, on a model of 20 M weights (trained first: some fifteen minutes)
 	@test -f .cache/small20m/config.json || PYTHONPATH=tests $(BIN)/python tests/bench/train_model.py .cache/small20m
 	@$(BIN)/python tests/bench/compare_fidelity.py .cache/small20m $(BENCH)
 

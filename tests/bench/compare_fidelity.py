@@ -1,7 +1,8 @@
 """What each way of rounding loses on one checkpoint, at equal bytes: compare_fidelity.py CHECKPOINT [--tokens N].
 
-CHECKPOINT is a directory that train_model.py wrote: it calibrates on the `calibration.txt` in there, and judges on
-`held-out.txt`. All run as GGUF in llama.cpp. Q4_0 and Q4_K_M are ggml's quantizer with an importance matrix.
+CHECKPOINT is a directory that train_model.py wrote: it calibrates on the `calibration.txt` in there, or on text that
+the model writes itself, as the catalogue's recipes do, and judges on `held-out.txt`. All run as GGUF in llama.cpp. Q4_0
+and Q4_K_M are ggml's quantizer.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "rtn": INT4,
     "rtn-search": INT4 | {"algorithm": "rtn-search"},
     "gptq": INT4 | {"algorithm": "gptq"},
+    "gptq, own text": INT4 | {"algorithm": "gptq"},
+    "int8": INT4 | {"body": "int8"},
     "Q4_0, imatrix": {"mix": "Q4_0"},
+    "Q4_K_M": {"mix": "Q4_K_M"},
     "Q4_K_M, imatrix": {"mix": "Q4_K_M"},
 }
+PLAIN = ("rtn", "int8", "Q4_K_M")
+OWN_TEXT = {"sequence": 128}
 LADDER = ["q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k"]
 HEADERS = ("scheme", "bits", "MB", "KL mean", "KL 99.9 %", "top 1", "seconds", "peak MB")
 
@@ -46,9 +52,10 @@ def export(checkpoint: Path, name: str, scheme: dict[str, Any], home: Path, toke
         "context": 512,
         "scheme": scheme,
     }
-    if name != "rtn":
-        recipe["calibration"] = {"text": str((checkpoint / "calibration.txt").resolve()), "tokens": tokens}
-    file = home / f"{name.replace(', ', '-')}.yaml"
+    if name not in PLAIN:
+        text = {"text": str((checkpoint / "calibration.txt").resolve())}
+        recipe["calibration"] = {"tokens": tokens} | (OWN_TEXT if name.endswith("own text") else text)
+    file = home / f"{name.replace(', ', '-').replace(' ', '-')}.yaml"
     file.write_text(yaml.safe_dump(recipe))
     made = edgeship("export", str(file), "--out", str(home / "out"), "--max-ram", "2GB")
     [made["file"]] = map(str, (Path(made["artifact"]) / "gguf").glob("*.gguf"))

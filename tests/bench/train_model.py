@@ -29,7 +29,7 @@ from checkpoints import CHAT_TEMPLATE, SPECIAL, SPLIT
 
 VOCABULARY = 8192
 LENGTH, SEQUENCES = 512, 4  # of a batch
-STEPS = 140
+STEPS = 400
 MUON_RATE, ADAM_RATE, DECAY, WARM_UP = 0.02, 4e-3, 0.1, 10
 HELD_OUT = 16  # every so many documents
 SAMPLE = 400_000  # characters of each text file

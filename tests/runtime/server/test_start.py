@@ -9,11 +9,15 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from edgeship_runtime.cli import main
+from edgeship_runtime.cli import build_parser, main
+from edgeship_runtime.server import options
+from edgeship_runtime.server.serve import read_settings
+from edgeship_runtime.server.settings import Settings
 from toy_artifact import write_toy
 
 
@@ -103,3 +107,22 @@ def test_it_says_where_it_is_and_ends_when_told(artifact: Path, number: signal.S
     assert said.startswith("serving toy at http://127.0.0.1:")
     assert "Traceback" not in rest
     assert [json.loads(line)["event"] for line in rest.splitlines()][-1] == "ended"
+
+
+def test_every_limit_is_an_option_and_stands_in_the_readme() -> None:
+    limits = {each.name for each in fields(Settings)} - {"artifacts", "host", "port", "keys", "engine_options"}
+    limits -= {"context", "threads"}  # of the engine
+    assert limits | {"api_key_file"} == {name for rows in options.GROUPS.values() for name, _, _ in rows}
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    plain = Settings(artifacts={})
+    for name in limits:
+        value = getattr(plain, name)
+        shown = "–" if value is None else f"{value:g}" if isinstance(value, float) else value
+        assert f"| `{options.flag(name)}` | {shown} | " in readme
+
+
+def test_what_is_given_becomes_the_settings() -> None:
+    words = ["serve", "tiny", "--timeout", "5", "--max-tokens", "7", "--memory-mb", "1.5", "--prefix-dir", "here"]
+    found = read_settings(build_parser().parse_args(words))
+    wanted = {"timeout_s": 5.0, "max_tokens": 7, "memory_mb": 1.5, "prefix_dir": Path("here"), "queue_limit": 64}
+    assert {name: getattr(found, name) for name in wanted} == wanted

@@ -100,6 +100,8 @@ def uvicorn_server(server: Server) -> uvicorn.Server:
     """A uvicorn server whose end begins with the queue's: waiting requests are refused, running ones get their time."""
     import uvicorn
 
+    from edgeship_runtime.server.connection import Connection
+
     settings = server.settings
 
     class Draining(uvicorn.Server):
@@ -117,6 +119,7 @@ def uvicorn_server(server: Server) -> uvicorn.Server:
         date_header=True,
         proxy_headers=False,
         timeout_graceful_shutdown=int(settings.grace_s) + 2,
+        http=Connection,
         h11_max_incomplete_event_size=64 << 10,
         lifespan="on",
         ws="none",

@@ -11,22 +11,27 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgeship_runtime.cli import main
+from edgeship_runtime.server import connection as connection_module
 from edgeship_runtime.server import service
 from edgeship_runtime.server.gate import Gate
 from edgeship_runtime.server.keys import digest
 from edgeship_runtime.server.settings import Settings
-from hostile import CASES, SECRET, USER, Case
+from hostile import CASES, CHAT, SECRET, USER, Case
 from hostile import http as request
+from scripted import Engine, model_of
 from served import COLD, Served, serving
 from tolerances import HOSTILE_SECONDS
+from toy_artifact import VOCAB
 
 
 def exchange(served: Served, sent: bytes, seconds: float = 60) -> tuple[int | None, bytes]:
@@ -237,6 +242,32 @@ def test_a_body_that_never_comes_is_not_waited_for(tiny: Path, monkeypatch: pyte
             status, body = read(connection)
     assert status == 408
     assert b"did not come" in body
+
+
+def test_headers_that_never_end_are_not_waited_for_and_long_answers_are(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "_HEADERS_S", 0.3)
+
+    def slow(step: int, held: Sequence[int]) -> NDArray[np.float32]:
+        time.sleep(0.05 if step else 0)
+        return np.eye(1, VOCAB, ord("a"), dtype=np.float32)[0]
+
+    with serving({"tiny": tiny}, open_model=lambda _: model_of(Engine(slow))) as running:
+        host, port = running.url.removeprefix("http://").rsplit(":", 1)
+        with (
+            socket.create_connection((host, int(port)), timeout=20) as silent,
+            socket.create_connection((host, int(port)), timeout=20) as slowly,
+        ):
+            for byte in b"GET /v1/models HTTP/1.1":
+                with suppress(OSError):
+                    slowly.sendall(bytes([byte]))
+                time.sleep(0.05)
+            assert [silent.recv(1), slowly.recv(1)] == [b"", b""]
+        with running.client() as client:
+            found = client.post(CHAT, json={"model": "tiny", "messages": USER, "max_tokens": 30}).json()
+            assert found["usage"]["completion_tokens"] == 30
+            assert client.get("/v1/models").status_code == 200
 
 
 @pytest.mark.parametrize("begun", [False, True])

@@ -37,7 +37,7 @@ Tool = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 """Raw text (no template), token ids, or messages for the chat template."""
 
-_PREFILL = 512  # prompt tokens between looks at a cancellation: a multiple of both engines' chunks, so none is cut
+_PREFILL = 512  # prompt tokens between looks at a cancellation, where the engine runs no fewer at once
 
 
 class Model:
@@ -320,10 +320,11 @@ class Model:
     def _prefill(self, tokens: Sequence[int], cancelled: threading.Event) -> NDArray[np.float32] | None:
         """Evaluate a prompt's tokens part by part; None when cancelled between two of them."""
         logits: NDArray[np.float32] | None = None
-        for start in range(0, len(tokens), _PREFILL):
+        size = min(_PREFILL, getattr(self.engine, "chunk", _PREFILL))
+        for start in range(0, len(tokens), size):
             if cancelled.is_set():
                 return None
-            logits = self._evaluate(tokens[start : start + _PREFILL])
+            logits = self._evaluate(tokens[start : start + size])
         return logits
 
     def _evaluate(self, tokens: Sequence[int]) -> NDArray[np.float32]:

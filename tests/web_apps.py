@@ -13,15 +13,15 @@ AUDIT: dict[str, Any] = {"metadata": {"vulnerabilities": {"low": 0, "high": 0, "
 LICENCE = {"name": "onnxruntime-web", "version": "1.30.0", "licence": "MIT", "text": "Permission is hereby granted\n"}
 
 
-def write_app(folder: Path, **files: str) -> Path:
-    """Write the app; `files` are laid over its own, by name with `/` as `__`."""
+def write_app(folder: Path, *, onnx: str = "\0asm onnx", **files: str) -> Path:
+    """Write the app; `onnx` is its engine, `files` are laid over its own, by name with `/` as `__`."""
     own = {
         "index.html": INDEX,
         "sw.js": "self.addEventListener('install', () => self.skipWaiting());\n",
         "manifest.webmanifest": '{"name": "stand-in"}\n',
         "icon.svg": '<svg xmlns="http://www.w3.org/2000/svg"/>\n',
         "assets/app.js": "document.title = 'ready';\n",
-        "engines/onnx/ort.wasm": "\0asm onnx",
+        "engines/onnx/ort.wasm": onnx,
         "engines/gguf/wllama.wasm": "\0asm gguf",
         "audit.json": json.dumps(AUDIT),
         "licences.json": json.dumps([LICENCE]),

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,8 @@ def phone(playwright: Any, url: str, profile: Path, *, gpu: bool = False, headle
         slow.send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
         yield found
     finally:
-        context.close()
+        with suppress(Exception):  # a test has ended the browser
+            context.close()
 
 
 def watch(found: Phone) -> None:

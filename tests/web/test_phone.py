@@ -40,7 +40,7 @@ def test_the_whole_way(playwright: Any, sites: dict[str, Path], tmp_path: Path, 
         here.install()
         state = here.ask("state")
         assert (state["installed"], state["phase"]) == (True, "installed")
-        assert state["digest"] == host.site.artifact_digest
+        assert state["digest"] == host.site.site_digest
         port = int(host.url.rsplit(":", 1)[1].strip("/"))
         host.stop()  # no network, and no host either
         here.context.set_offline(True)

@@ -216,15 +216,17 @@ def _attention_heads(source: Source) -> int:
 
 
 def _write_site(source: Source, placed: list[dict[str, Any]], app: App, folder: Path) -> None:
+    manifest = next(each["sha256"] for each in placed if each["name"] == MANIFEST_NAME)  # names all others by hash
+    engine = app.engines[source.manifest.format]
     site = {
         "schema": SCHEMA,
         "name": source.manifest.name,
         "engine": source.manifest.format,
         "edgeship": __version__,
-        "digest": next(each["sha256"] for each in placed if each["name"] == MANIFEST_NAME),
+        "digest": hashlib.sha256(json.dumps([manifest, engine], sort_keys=True).encode()).hexdigest(),
         "bytes": sum(each["size"] for each in placed),
         "files": placed,
-        "engine_files": app.engines[source.manifest.format],
+        "engine_files": engine,
         "results": None,
     }
     _write_json(folder / "site.json", site)
@@ -291,11 +293,11 @@ def _transformers_js_section(source: Source) -> str:
 `model/` is a model folder of transformers.js as well, with the same weights:
 
 ```js
-import {{ pipeline }} from "@huggingface/transformers";
+import {{ env, pipeline }} from "@huggingface/transformers";
+env.allowLocalModels = true;
+env.localModelPath = "/"; // in a page: the path on its own host that `model` lies in; in Node: this folder
 const generate = await pipeline("text-generation", "model", {{ dtype: "{dtype}" }});
 ```
-
-Its `env.localModelPath` is the folder, or the address, that `model` lies in.
 """
 
 

@@ -41,7 +41,7 @@ def _read(raw: bytes, site: Site, host: str) -> Report:
         "device": site.device.name,
         "name": site.artifact,
         "engine": site.manifest.format,
-        "digest": site.artifact_digest,
+        "digest": site.site_digest,
     }
     for name, expected in wanted.items():
         top.text(name, choices=(expected,))

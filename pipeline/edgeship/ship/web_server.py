@@ -21,10 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgeship.errors import EdgeshipError
 from edgeship.ship.report import Report
 from edgeship.ship.web_results import MAX_RESULT, read_result
-from edgeship.ship.web_site import NAME, Site
+from edgeship.ship.web_site import NAME, SITE, Site
 
 INDEX = "index.html"
-SITE = "site.json"
 RESULTS = "results"
 CERTIFICATE = "certificate.crt"
 

@@ -18,6 +18,7 @@ from edgeship_runtime.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgeship_runtime.strict import Fields, read_bytes, read_json, show
 
 NAME = "bundle.json"
+SITE = "site.json"
 KIND = "site"
 
 _MAX_BYTES = 1 << 22
@@ -27,7 +28,10 @@ _MEMBERS = ("schema", "kind", "name", "device", "engine", "digest", "artifact", 
 
 @dataclass(frozen=True)
 class Site:
-    """A bundle folder; `files` are all that may be served, `artifact_digest` the sha256 of the artifact's manifest."""
+    """A bundle folder; `files` are all that may be served.
+
+    `artifact_digest` is the sha256 of the artifact's manifest, `site_digest` that of artifact and engine in site.json.
+    """
 
     path: Path
     device: Device
@@ -35,6 +39,7 @@ class Site:
     digest: str
     artifact: str
     artifact_digest: str
+    site_digest: str
     files: Mapping[str, FileEntry]
     manifest: Manifest
 
@@ -73,6 +78,7 @@ def _read(path: Path) -> Site:
         digest=top.text("digest", limit=64),
         artifact=artifact.text("name"),
         artifact_digest=digest,
+        site_digest=_site_digest(path, files),
         files=files,
         manifest=_manifest(path, files, digest),
     )
@@ -94,6 +100,13 @@ def _files(path: Path, top: Fields) -> dict[str, FileEntry]:
             text = "it is missing" if found is None else f"expected {files[name].size} bytes, found {found}"
             raise ArtifactError(f"{file}: {text}.", hint=_HINT)
     return files
+
+
+def _site_digest(path: Path, files: Mapping[str, FileEntry]) -> str:
+    where = path / SITE
+    if SITE not in files:
+        raise ArtifactError(f"{path}: expected {SITE}, found none.", hint=_HINT)
+    return Fields(read_json(where, _MAX_BYTES), str(where), "", ("digest",), open=True).text("digest", limit=64)
 
 
 def _manifest(path: Path, files: Mapping[str, FileEntry], digest: str) -> Manifest:

@@ -83,7 +83,7 @@ def ask(site: Site, tmp_path: Path) -> Ask:
 
 
 @pytest.fixture(scope="module")
-def told(artifact: Path) -> dict[str, Any]:
+def told(artifact: Path, folder: Path) -> dict[str, Any]:
     """What a page sends: the verdict and measurement are those of the runtime, which has their form."""
     manifest = json.loads((artifact / "edgeship.json").read_bytes())
     return {
@@ -91,7 +91,7 @@ def told(artifact: Path) -> dict[str, Any]:
         "device": "phone-web",
         "name": manifest["name"],
         "engine": "onnx",
-        "digest": hashlib.sha256((artifact / "edgeship.json").read_bytes()).hexdigest(),
+        "digest": json.loads((folder / "site.json").read_bytes())["digest"],
         "browser": {
             "user_agent": AGENT,
             "platform": "Android",
@@ -280,13 +280,14 @@ def test_a_bundle_that_is_not_whole(artifact: Path, tmp_path: Path, damage: Call
 # results
 
 
-def test_a_result_becomes_a_report(ask: Ask, told: dict[str, Any], tmp_path: Path) -> None:
+def test_a_result_becomes_a_report(ask: Ask, site: Site, told: dict[str, Any], tmp_path: Path) -> None:
     answer = ask("POST", "/results", json=told)
     assert answer.status_code == 201, answer.text
     found, wrong = read_reports(tmp_path / "reports")
     assert not wrong
     [(path, report)] = found
-    assert path.parts[-3:-1] == ("phone-web", told["digest"][:12])
+    sealed = hashlib.sha256((site.path / "model/edgeship.json").read_bytes()).hexdigest()
+    assert path.parts[-3:-1] == ("phone-web", sealed[:12])
     assert path.with_suffix(".html").is_file()
     assert answer.json() == {"report": path.name, "verdict": report.verdict}
     assert (report.device, report.engine, report.host) == ("phone-web", "ort", "192.168.1.20")

@@ -17,12 +17,12 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-web test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix bench-schema bench-serve bench-overhead train clean
+.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-web test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix bench-schema bench-serve bench-batching bench-overhead train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  RECIPE=$(RECIPE)  OUT=$(OUT)  CHECKPOINT=directory  MAX_RAM=600MB  FORCE=1  ARTIFACT=$(ARTIFACT)  PROMPT=\"...\""
+	@echo "  RECIPE=$(RECIPE)  OUT=$(OUT)  CHECKPOINT=directory  MAX_RAM=600MB  ALGORITHM=rtn  FORCE=1  ARTIFACT=$(ARTIFACT)  PROMPT=\"...\""
 
 .venv/pyvenv.cfg:
 	@$(PYTHON) -c '$(CHECK_PYTHON)'
@@ -65,7 +65,7 @@ help: ## this list
 
 export: .venv/.run ## a checkpoint to an artifact: make export RECIPE=qwen2.5-1.5b-int4
 	@$(BIN)/edgeship export $(RECIPE) --out $(OUT) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) \
-		$(if $(MAX_RAM),--max-ram $(MAX_RAM)) $(if $(FORMAT),--format $(FORMAT)) $(if $(FORCE),--force)
+		$(if $(MAX_RAM),--max-ram $(MAX_RAM)) $(if $(FORMAT),--format $(FORMAT)) $(if $(ALGORITHM),--algorithm $(ALGORITHM)) $(if $(FORCE),--force)
 
 plan: .venv/.run ## what an export would make: sizes, memory, conflicts
 	@$(BIN)/edgeship plan $(RECIPE) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(foreach d,$(DEVICE),--device $(d))
@@ -189,6 +189,9 @@ bench-serve: .venv/.test .venv/.llamacpp ## 50 streaming clients for five minute
 
 bench-schema: .venv/.test .venv/.llamacpp ## what a JSON schema adds to a token, on a model with a real vocabulary: ARTIFACT=...
 	@$(BIN)/python tests/bench/compare_schema.py $(wildcard $(ARTIFACT)/onnx $(ARTIFACT)/gguf) $(BENCH)
+
+bench-batching: .venv/.test .venv/.llamacpp ## tokens/s of 1 to 8 clients at once, and what rows in one run are worth: ARTIFACT=...
+	@$(BIN)/python tests/bench/batching.py $(ARTIFACT) $(BENCH)
 
 bench-overhead: .venv/.test ## what our Python takes for a token, at a vocabulary of 151,936
 	@test -d $(OUT)/tiny-int4 || $(BIN)/edgeship export tiny-int4 --out $(OUT)

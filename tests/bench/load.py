@@ -55,9 +55,9 @@ class Tally:
 
 
 @contextmanager
-def server(artifact: Path, *options: str) -> Generator[tuple[str, int], None, None]:
+def server(artifact: Path, *options: str, name: str = "tiny") -> Generator[tuple[str, int], None, None]:
     """Address and process id of a server on a free port."""
-    command = [sys.executable, "-m", "edgeship_runtime", "serve", f"tiny={artifact}", "--port", "0"]
+    command = [sys.executable, "-m", "edgeship_runtime", "serve", f"{name}={artifact}", "--port", "0"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [*command, "--requests-per-minute", "0", *options], stdout=subprocess.PIPE, stderr=log

@@ -23,7 +23,6 @@ def lane_options(path: Path, settings: Settings) -> dict[str, Any]:
     """Options for the engine of an artifact: `sequences`, where it can run several; raises ArtifactError."""
     directory = locate(path, formats(settings.engine_options.get("engine")))
     manifest = read_manifest(directory)
-    # On ONNX Runtime several rows of int4 weights take as long as one after the other; see tests/bench/batching.py.
     if manifest.format != FORMAT_OF["llamacpp"]:
         return {}
     context = settings.context or manifest.model.default_context

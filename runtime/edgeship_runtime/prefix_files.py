@@ -193,11 +193,14 @@ class PrefixFolder:
         path = self._known[tokens]
         try:
             found = load_prefix(path, self._key)
-            os.utime(path)
-        except (ArtifactError, OSError, MemoryError) as error:
+        except MemoryError:
+            return None  # there may be more of it next time
+        except (ArtifactError, OSError) as error:
             del self._known[tokens]
             self._remove(path, str(error))
             return None
+        with suppress(OSError):  # a disk that cannot be written: then it is as old as it was
+            os.utime(path)
         if found.tokens != tokens:  # the file is another than the one that was looked at
             del self._known[tokens]
             return None

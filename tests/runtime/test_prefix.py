@@ -197,6 +197,21 @@ class TestFolder:
         assert folder.load((1, 2)) is None
         assert len(folder) == 0
 
+    def test_no_memory_and_no_permission_cost_no_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise MemoryError if short else PermissionError
+
+        folder = PrefixFolder(tmp_path, KEY, 1 << 20, (reports := list[str]()).append)
+        folder.store([Prefix((1, 2), b"state")])
+        short = True
+        with monkeypatch.context() as patch:
+            patch.setattr(prefix_files, "load_prefix", refuse)
+            assert folder.load((1, 2)) is None
+        short = False
+        monkeypatch.setattr(prefix_files.os, "utime", refuse)
+        assert folder.load((1, 2)) == Prefix((1, 2), b"state")
+        assert reports == []
+
     def test_a_directory_that_cannot_be(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
         with pytest.raises(ResourceError, match="cannot be kept there"):

@@ -89,7 +89,11 @@ def evaluate(
 
 def _names(found: Evaluation) -> list[str]:
     """A short name for each artifact; its whole path where two would have the same."""
-    short = [f"{each.name} {each.engine.partition(' ')[0]}" for each in found.artifacts]
+    engines = [each.engine.partition(" ")[0] for each in found.artifacts]
+    several = len(set(engines)) > 1 or len(engines) == 1
+    short = [
+        f"{each.name} {engine}" if several else each.name for each, engine in zip(found.artifacts, engines, strict=True)
+    ]
     return [each.artifact if short.count(name) > 1 else name for name, each in zip(short, found.artifacts, strict=True)]
 
 

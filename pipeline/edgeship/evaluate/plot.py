@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import ceil, floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,12 +97,14 @@ def _draw_points(draw: ImageDraw.ImageDraw, font: Any, points: Sequence[Point], 
         draw.ellipse(dot, fill=DOT)
     for point, (at, height) in zip(points, dots, strict=True):
         right = at < (LEFT + WIDTH - RIGHT) / 2
-        place, anchor = (at + 10 if right else at - 10), ("lm" if right else "rm")
-        for shift in (0, -18, 18, -36, 36, -54, 54):  # past the names already there
+        sides = [(at + 10, "lm"), (at - 10, "rm")] if right else [(at - 10, "rm"), (at + 10, "lm")]
+        for shift, (place, anchor) in product((0, -18, 18, -36, 36, -54, 54), sides):  # past the names already there
             box = draw.textbbox((place, height + shift), point.name, font, anchor)
-            if not any(_overlap(box, other) for other in taken):
+            if box[0] > LEFT and box[2] < WIDTH - RIGHT and not any(_overlap(box, other) for other in taken):
                 break
         taken.append(box)
+        if shift:
+            draw.line((at, height, place, height + shift), fill=DOT)
         draw.text((place, height + shift), point.name, INK, font, anchor=anchor)
 
 

@@ -212,7 +212,7 @@ def resume(model: Model, path: Path | None = None) -> bool:
     try:
         prefix = load_prefix(path or shipped, key_of(model.engine, model.directory, model.manifest))
         model.hold(prefix)
-    except (ArtifactError, ContextError, EngineError):
+    except (ArtifactError, ContextError, EngineError, MemoryError):
         if path is not None:
             raise
         return False  # answers are the same without it, and only come later

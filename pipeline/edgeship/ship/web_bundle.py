@@ -298,6 +298,9 @@ env.allowLocalModels = true;
 env.localModelPath = "/"; // in a page: the path on its own host that `model` lies in; in Node: this folder
 const generate = await pipeline("text-generation", "model", {{ dtype: "{dtype}" }});
 ```
+
+In a page and without WebGPU it needs onnxruntime-web's build for WebAssembly alone, which the other leaves kernels out
+of: `env.backends.onnx.wasm.wasmPaths = {{ mjs, wasm }}`, the addresses of `ort-wasm-simd-threaded.mjs` and `.wasm`.
 """
 
 

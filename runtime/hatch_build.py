@@ -50,8 +50,7 @@ def slim(source: str, *, documented: bool) -> str:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column].rstrip() + "\n"
     for first, last in _docstrings(ast.parse(source), documented):
-        opening = lines[0].rstrip() + '"""\n' if first == 1 else "\n"
-        lines[first - 1 : last] = [opening] + ["\n"] * (last - first)
+        lines[first - 1 : last] = ["\n"] * (last - first + 1)
     return _tight(_untyped("".join(lines), documented))
 
 
@@ -158,14 +157,13 @@ def _tight(source: str) -> str:
 
 
 def _docstrings(node: ast.AST, documented: bool) -> list[tuple[int, int]]:
-    """First and last lines of texts that stand alone in bodies of several statements; a module's own if it is long."""
+    """First and last lines of texts that stand alone in bodies of several statements."""
     found = []
     body = getattr(node, "body", [])
-    for place, child in enumerate(body if isinstance(body, list) else []):
+    for child in body if isinstance(body, list) else []:
         text = child.value if isinstance(child, ast.Expr) else None
         lonely = isinstance(text, ast.Constant) and isinstance(text.value, str) and len(body) > 1
-        short = child.lineno == child.end_lineno and not place and isinstance(node, ast.Module)
-        if lonely and not documented and not short:
+        if lonely and not documented:
             found.append((child.lineno, child.end_lineno or child.lineno))
         name = getattr(child, "name", "")
         found += _docstrings(child, documented and not name.startswith("_"))

@@ -71,6 +71,22 @@ def test_a_thousand_random_schemas_are_all_kept() -> None:
     assert longest < tolerances.ANSWER_SECONDS
 
 
+@pytest.mark.parametrize(
+    ("form", "wrong"),
+    [
+        ("date", "2023-02-29"),
+        ("date-time", "2024-02-29T24:00:00Z"),
+        ("time", "12:60:00Z"),
+        ("uuid", "12"),
+        ("ipv4", "1.2.3.256"),
+        ("ipv6", "::g"),
+    ],
+)
+def test_the_validator_knows_formats(form: str, wrong: str) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        validate(wrong, {"type": "string", "format": form})
+
+
 REFUSED = {
     "not": {"type": "string"},
     "if": {"type": "string"},

@@ -45,21 +45,30 @@ function engines() {
   return { onnx, gguf: { wasm } };
 }
 
-/** The packages that end up on a phone, and those they bring. */
+/** The packages that end up on a phone, and those they bring; types and what they bring are gone by then. */
 function licences() {
   const found = new Map();
   const add = (name) => {
     const folder = join(modules, name);
-    if (found.has(name) || !existsSync(join(folder, "package.json"))) return;
+    if (found.has(name) || name.startsWith("@types/") || !existsSync(join(folder, "package.json"))) return;
     const about = JSON.parse(readFileSync(join(folder, "package.json"), "utf8"));
     const file = readdirSync(folder).find((each) => /^licen[cs]e/i.test(each));
-    const text = file ? readFileSync(join(folder, file), "utf8") : "";
+    // Packages of onnxruntime carry no text: it is their project's, kept in licences/.
+    const text = file
+      ? readFileSync(join(folder, file), "utf8")
+      : name.startsWith("onnxruntime")
+        ? kept("onnxruntime")
+        : "";
     found.set(name, { name, version: about.version, licence: about.license ?? "see text", text });
     for (const each of Object.keys(about.dependencies ?? {})) add(each);
   };
   for (const name of Object.keys(JSON.parse(readFileSync(join(root, "package.json"), "utf8")).dependencies)) add(name);
+  const inside = `in wllama ${found.get("@wllama/wllama").version}`;
+  found.set("llama.cpp", { name: "llama.cpp", version: inside, licence: "MIT", text: kept("llama.cpp") });
   return [...found.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
 }
+
+const kept = (name) => readFileSync(join(root, "licences", `${name}.txt`), "utf8");
 
 async function audit() {
   const run = promisify(execFile)("npm", ["audit", "--omit=dev", "--json"], {

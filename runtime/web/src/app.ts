@@ -90,6 +90,30 @@ export class App {
     return { backend: known, threads: this.browser.isolated ? (threads ?? usualThreads(this.browser)) : 1, context };
   }
 
+  /** What was chosen and cannot be had here, and what is done instead; null when all can. */
+  insteadOfChosen(): [message: string, hint: string] | null {
+    const { backend, threads } = this.settings;
+    if (backend === "webgpu" && this.model.engine === "gguf") {
+      return [
+        "GGUF artifacts run on the processor here, not on WebGPU.",
+        "The ONNX format of the artifact runs on WebGPU.",
+      ];
+    }
+    if (backend === "webgpu" && this.browser.adapter === null) {
+      return [
+        "This browser has no WebGPU adapter.",
+        "The processor does the work (WASM); a newer browser may have one.",
+      ];
+    }
+    if ((threads ?? 1) > 1 && !this.browser.isolated) {
+      return [
+        "This page has no SharedArrayBuffer, so one thread does the work.",
+        "Serve it over https with the headers Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp.",
+      ];
+    }
+    return null;
+  }
+
   /** Bring the model here; a download that was cut goes on. */
   async install(progress: (value: InstallProgress) => void): Promise<void> {
     if (!this.site)

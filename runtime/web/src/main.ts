@@ -71,6 +71,8 @@ await attempt(async () => {
     navigate(app, view);
   });
   app.changed();
+  const instead = app.insteadOfChosen();
+  if (instead) say(...instead);
   if (app.endedWhileLoading()) {
     say(
       "The page ended while it was loading the model: the device has most likely not enough memory for it.",

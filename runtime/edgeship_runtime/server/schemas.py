@@ -197,7 +197,7 @@ def _response(settings: Settings) -> Made:
     )
     tool = members({"type": one_of("function"), "name": _NAME}, _FUNCTION)
     tool["description"] = "functions with a name: this server runs no tools of its own"
-    form = members({"type": one_of("text", "json_object", "json_schema")}, {**_DESCRIBED, "schema": _SCHEMA})
+    form = members({"type": one_of(*_FORMATS)}, {**_DESCRIBED, "schema": _SCHEMA, "pattern": text(1)})
     stored = _none("this server stores no conversation; send all of it as input")
     sampling = _sampling(settings)
     optional = {

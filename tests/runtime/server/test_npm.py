@@ -8,10 +8,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
-from served import COLD, Served
+from edgeship_runtime import load
+from served import COLD, Served, serving
 
 SOURCE = Path(__file__).parent / "npm"
 INSTALLED = Path(__file__).parents[3] / ".cache" / "npm"
@@ -41,8 +43,25 @@ def installed() -> Path:
 
 
 @pytest.fixture(scope="session")
-def answers(served: Served, installed: Path) -> dict[str, Any]:
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small encoder's artifact."""
+    pytest.importorskip("onnx")
+    from encoders import modules, write_encoder
+
+    directory, _ = write_encoder(tmp_path_factory.mktemp("encoder") / "a", "feature-extraction", modules())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def answers(served: Served, installed: Path, encoder: Path) -> dict[str, Any]:
     """What the script got, by the name of what it asked."""
+    artifacts = {"tiny": served.server.settings.artifacts["tiny"], "encoder": encoder}
+    with serving(artifacts, requests_per_minute=0) as running:
+        return ask(running, installed)
+
+
+def ask(served: Served, installed: Path) -> dict[str, Any]:
+    """Run the script."""
     command = ["node", str(SOURCE / "client.mjs"), f"{served.url}/v1"]
     found = subprocess.run(command, cwd=installed, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr
@@ -51,7 +70,7 @@ def answers(served: Served, installed: Path) -> dict[str, Any]:
 
 
 def test_models(answers: dict[str, Any]) -> None:
-    assert answers["models"] == ["tiny"]
+    assert answers["models"] == ["tiny", "encoder"]
     assert answers["model"]["id"] == "tiny"
 
 
@@ -103,6 +122,13 @@ def test_responses(answers: dict[str, Any]) -> None:
     deltas = [event["delta"] for event in answers["responseStream"] if event["type"] == "response.output_text.delta"]
     assert "".join(deltas) == COLD
     assert answers["responseStream"][-1]["response"]["status"] == "completed"
+
+
+def test_embeddings(answers: dict[str, Any], encoder: Path) -> None:
+    with load(encoder, threads=1) as model:
+        expected = model.embed(["one text", "and another"])
+    found = [each["embedding"] for each in answers["embeddings"]["data"]]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_leaving_a_stream_early_spoils_no_later_answer(answers: dict[str, Any]) -> None:

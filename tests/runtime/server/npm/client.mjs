@@ -68,6 +68,7 @@ const found = {
   tooLong: await refused(() =>
     client.chat.completions.create({ ...asked, messages: [{ role: "user", content: "hot ".repeat(3000) }], stream: true }),
   ),
+  embeddings: await client.embeddings.create({ model: "encoder", input: ["one text", "and another"] }),
   noEmbedding: await refused(() => client.embeddings.create({ model: "tiny", input: "a" })),
 };
 console.log(JSON.stringify(found));

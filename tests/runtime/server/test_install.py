@@ -350,11 +350,11 @@ assert state == "auto-restart", state
 run("status", code=17)
 folder = pathlib.Path(facts["unit"] + ".d")
 folder.mkdir()
-(folder / "short.conf").write_text("[Service]\\nWatchdogSec=3\\nTimeoutAbortSec=1\\nRestartSec=60\\n")
+(folder / "short.conf").write_text("[Service]\\nWatchdogSec=4\\nTimeoutAbortSec=1\\nRestartSec=60\\n")
 ask("daemon-reload")
 ask("restart", "edgeship")
 assert read("/health")["status"] != "unhealthy"
-time.sleep(4)
+time.sleep(5)
 assert ask("show", "--property=SubState", "--value", "edgeship") == "running", "it gives signs of life"
 ask("kill", "--kill-whom=main", "--signal=STOP", "edgeship")
 for _ in range(200):

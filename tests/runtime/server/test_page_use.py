@@ -95,7 +95,7 @@ def test_chat_stop_reload(page: Any, served: Served, monkeypatch: pytest.MonkeyP
 
 
 def test_reload_in_the_middle_of_an_answer(desktop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    Slowly(monkeypatch, 0.05)
+    Slowly(monkeypatch, 0.2)
     ask(desktop, STORY)
     started(desktop)
     desktop.reload()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from edgeship_runtime import load
 from scripted import saying
@@ -136,6 +138,33 @@ def test_openai_json_schema(client: Any, stream: bool) -> None:
     else:
         text = found.choices[0].message.content
     jsonschema.validate(json.loads(text), schema)
+
+
+class Judged(BaseModel):
+    good: bool
+    size: Literal[1, 2]
+
+
+def test_openai_parses_answers_into_a_class(client: Any) -> None:
+    pytest.importorskip("llguidance")
+    found = client.chat.completions.parse(model="tiny", messages=HOT, response_format=Judged, max_tokens=60)
+    assert isinstance(found.choices[0].message.parsed, Judged)
+    other = client.responses.parse(model="tiny", input=HOT, text_format=Judged, max_output_tokens=60)
+    assert isinstance(other.output_parsed, Judged)
+
+
+def test_openai_in_asyncio(served: Served) -> None:
+    async def ask() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+
+            async def one() -> str:
+                asked = {"model": "tiny", "messages": HOT, "temperature": 0}
+                stream = await client.chat.completions.create(**asked, stream=True)
+                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+            return await asyncio.gather(*(one() for _ in range(6)))
+
+    assert asyncio.run(ask()) == [COLD] * 6
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -197,6 +197,9 @@ bench-overhead: .venv/.test ## what our Python takes for a token, at a vocabular
 	@test -d $(OUT)/tiny-int4 || $(BIN)/edgeship export tiny-int4 --out $(OUT)
 	@$(BIN)/python tests/bench/overhead.py $(OUT)/tiny-int4/onnx $(BENCH)
 
+bench-web: .venv/.test ## the page's memory and speed beside one native thread (minutes; a large model): ARTIFACT=...
+	@$(BIN)/python tests/bench/compare_web.py $(ARTIFACT) $(BENCH)
+
 train: .venv/.test ## train the embedded tiny model again (half an hour on two cores)
 	@$(BIN)/python -m edgeship.tiny.train --out $(OUT)/tiny-checkpoint
 

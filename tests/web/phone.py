@@ -150,12 +150,12 @@ class Phone:
 
 
 @contextmanager
-def phone(playwright: Any, url: str, profile: Path, *, gpu: bool = False, headless: bool = True) -> Iterator[Phone]:
-    """A phone with the profile folder `profile`, which outlives it."""
+def phone(playwright: Any, url: str, profile: Path, *, gpu: bool = False, slower: int = SLOWER) -> Iterator[Phone]:
+    """A phone with the profile folder `profile`, which outlives it; its page is `slower` by as much."""
     context = playwright.chromium.launch_persistent_context(
         str(profile),
         executable_path=CHROMIUM,
-        headless=headless,
+        headless=True,
         viewport={"width": 390, "height": 844},
         device_scale_factor=2,
         is_mobile=True,
@@ -168,7 +168,7 @@ def phone(playwright: Any, url: str, profile: Path, *, gpu: bool = False, headle
         context.add_init_script(_WATCH)
         watch(found)
         slow = context.new_cdp_session(page)
-        slow.send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
+        slow.send("Emulation.setCPUThrottlingRate", {"rate": slower})
         yield found
     finally:
         with suppress(Exception):  # a test has ended the browser

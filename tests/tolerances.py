@@ -205,3 +205,7 @@ HOSTILE_SECONDS = 20.0
 RUNNER_LOGIT_ERROR_STD = 0.02
 """Between the largest logit errors of llama.cpp's kernels for ARM and for this machine, in deviations: 0.005 to 0.01
 measured; they round activations alike and add in another order."""
+
+RUNNER_TIE_STD = 0.1
+"""Deviations between the best two logits under which those kernels may choose different tokens: twice the error that
+either has against the golden logits (0.05)."""

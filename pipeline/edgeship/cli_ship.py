@@ -57,7 +57,8 @@ def bundle(
     """Make a folder and an archive that install an artifact on a device without a network.
 
     Same inputs, same bytes. On the device: sh install.sh. For the device phone-web it is a static site instead, which
-    `edgeship serve-web` or any https host serves, and which runs offline once it is installed.
+    `edgeship serve-web` or any https host serves, and which runs offline once it is installed. For Android it holds
+    the native runner (`edgeship runner-android`), and installs in Termux or over adb.
     """
     from edgeship import catalog
     from edgeship.progress import progress_for

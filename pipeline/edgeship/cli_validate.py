@@ -176,9 +176,8 @@ def _open(host: str, options: Sequence[str], *, phone: bool, dry_run: bool, as_j
     from edgeship.ship.transports import open_transport
     from edgeship.ship.transports.dry_run import DryRunTransport
 
-    opened = open_transport(
-        host, options, native=phone
-    )  # connects when first used, and says what is wrong with the host now
+    # Connects when first used, and says what is wrong with the host now.
+    opened = open_transport(host, options, native=phone)
     if not dry_run:
         return opened
     stream = sys.stderr if as_json else sys.stdout

@@ -1,5 +1,6 @@
 // Commands, options, and one answer: in a process of its own, so that what ends inside llama.cpp ends as an error here.
 #include "commands.h"
+#include "ggml.h"
 #include "machine.h"
 
 #include <cerrno>
@@ -124,8 +125,23 @@ static int print(const Failure & failure, bool as_json) {
     return failure.code;
 }
 
+static bool answers_in_json = false;
+
+// What ggml calls before it would end the process: there is no way back, but there are words.
+static void give_up(const char * said) {
+    const std::string text = safe(said);
+    const size_t name = text.rfind('/');  // of the source file; the path of the machine it was built on says nothing
+    print(Failure(ENGINE, "llama.cpp gave up: " + (name == std::string::npos ? text : text.substr(name + 1)),
+                  "the file may be damaged: run `verify`, which checks every hash first"), answers_in_json);
+    fflush(stdout);
+    _exit(ENGINE);
+}
+
 static int work(const std::vector<std::string> & words, bool as_json) {
     int code;
+    answers_in_json = as_json;
+    setenv("GGML_NO_BACKTRACE", "1", 1);  // it would start a debugger
+    ggml_set_abort_callback(give_up);
     try {
         const Answer made = answer(words);
         puts((as_json ? dump(made.body, 2) : made.text).c_str());

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from edgeship.ship.bundle import Bundle, make_bundle
 from edgeship.ship.contents import read_contents
 from edgeship.ship.course import Options
 from edgeship.ship.native_course import Native
+from edgeship.ship.nfc_tables import nfc_tables
 from edgeship.ship.teller import Silent
 from edgeship.ship.transports.adb import AdbTransport
 from edgeship.ship.wheels import collect_pure, read_wheels
@@ -349,3 +351,19 @@ def test_devices_that_are_phones() -> None:
     for name in phones:
         assert catalog.find_device(name).engines == ("llamacpp",)
         assert wheels.platform_tags(catalog.find_device(name)) == ()
+
+
+def test_unicode_s_tables() -> None:
+    """Sorted as they are searched, and without the pairs that Unicode excludes from composition."""
+    arrays = re.split(r"static const \w+ (\w+)\[\] = ", nfc_tables())
+    rows = {
+        name: [tuple(map(int, row.split(","))) for row in re.findall(r"\{([\d, ]+)\}", text)]
+        for name, text in zip(arrays[1::2], arrays[2::2], strict=True)
+    }
+    assert rows.keys() == {"CLASSES", "PARTS", "PAIRS"}
+    for name, found in rows.items():
+        assert found == sorted(set(found)), name
+    assert (0x65, 0x301, 0xE9) in rows["PAIRS"]
+    assert (0x958, 0x915, 0x93C) in rows["PARTS"]
+    assert not [row for row in rows["PAIRS"] if row[2] == 0x958], "it stays apart"
+    assert (0x212B, 0xC5, 0) in rows["PARTS"], "a character that is another's double"

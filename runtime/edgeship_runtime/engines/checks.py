@@ -12,6 +12,8 @@ from edgeship_runtime.cpu import usable_cores
 from edgeship_runtime.errors import ContextError, DependencyError, EngineError, UsageError
 from edgeship_runtime.manifest import Manifest
 
+MOST_SEQUENCES = 64
+
 
 def check_context(context: int, manifest: Manifest) -> None:
     """Raise UsageError for a KV cache of no tokens, or of more than the model was made for."""
@@ -21,6 +23,12 @@ def check_context(context: int, manifest: Manifest) -> None:
             f"a context of {context} tokens was asked for; the model was made for 1 to {facts.context_length}",
             hint=f"leave it out for the default of {facts.default_context}",
         )
+
+
+def check_sequences(sequences: int) -> None:
+    """Raise UsageError for fewer than one, or more than llama.cpp knew in its older versions."""
+    if not 1 <= sequences <= MOST_SEQUENCES:
+        raise UsageError(f"{sequences} sequences were asked for; expected 1 to {MOST_SEQUENCES}")
 
 
 def choose_threads(threads: int | None, manifest: Manifest) -> int:

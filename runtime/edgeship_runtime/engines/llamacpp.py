@@ -25,6 +25,7 @@ from edgeship_runtime.engines.checks import (
     check_ids,
     check_length,
     check_room,
+    check_sequences,
     check_version,
     choose_threads,
     foreign_id,
@@ -36,7 +37,7 @@ from edgeship_runtime.gguf_model import read_model
 from edgeship_runtime.manifest import Manifest, model_path
 
 if TYPE_CHECKING:
-    from edgeship_runtime.engines.llama_batch import LlamaSequence
+    from edgeship_runtime.engines.batch import Lane
 
 _PACKAGE = "llama-cpp-python"
 
@@ -51,7 +52,6 @@ FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _BYTES_PER_THREAD = 4 << 20
 """Of weights: threads that have less to do spend the time on waiting for each other."""
 _MAX_THREADS = 4096
-_MAX_SEQUENCES = 64
 _MAX_SCALE = 1e6
 
 
@@ -67,7 +67,7 @@ def open_engine(
     lora: Mapping[str, float] | Sequence[str] = (),
     mmap: bool = True,
     sequences: int = 1,
-) -> LlamaEngine | LlamaSequence:
+) -> LlamaEngine | Lane:
     """Load the GGUF artifact (see `engines.EngineModule`), after a check of the whole header.
 
     `threads` None: the manifest's hint, or the physical cores, fewer for a model of less than 4 MB for each.
@@ -91,8 +91,7 @@ def open_engine(
     batch_threads = threads if batch_threads is None else choose_threads(batch_threads, manifest)
     if max(threads, batch_threads) > _MAX_THREADS:
         raise UsageError(f"at most {_MAX_THREADS} threads can be asked for")
-    if not 1 <= sequences <= _MAX_SEQUENCES:
-        raise UsageError(f"{sequences} sequences were asked for; expected 1 to {_MAX_SEQUENCES}")
+    check_sequences(sequences)
     _check_choice("kv_type", kv_type, KV_TYPES)
     _check_choice("flash_attention", flash_attention, FLASH_ATTENTION)
     if kv_type != "f16" and flash_attention == "off":
@@ -110,12 +109,12 @@ def open_engine(
     layout = f"kv {kv_type}, flash attention {flash_attention}, lora {[*map(str, adapters.items())]}"
     if sequences == 1:
         return LlamaEngine(opened, context=context, threads=threads, batch_threads=batch_threads, layout=layout)
-    from edgeship_runtime.engines.llama_batch import LlamaBatch
+    from edgeship_runtime.engines.batch import Batch
+    from edgeship_runtime.engines.llama_batch import LlamaRunner
 
     name = f"{_PACKAGE} {_version()}"
-    return LlamaBatch(
-        opened, sequences, context=context, threads=threads, batch_threads=batch_threads, name=name, layout=layout
-    ).sequences[0]
+    runner = LlamaRunner(opened, sequences, context=context, threads=threads, name=name, layout=layout)
+    return Batch(runner, sequences).lanes[0]
 
 
 def _check_choice(name: str, value: object, choices: Mapping[str, int]) -> None:

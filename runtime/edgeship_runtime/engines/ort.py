@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from edgeship_runtime.engines.checks import (
     check_ids,
     check_length,
     check_room,
+    check_sequences,
     check_version,
     choose_threads,
     foreign_id,
@@ -37,6 +38,9 @@ from edgeship_runtime.errors import (
 from edgeship_runtime.manifest import Manifest, ModelFacts, artifact_file
 from edgeship_runtime.strict import Fields, read_json
 
+if TYPE_CHECKING:
+    from edgeship_runtime.engines.batch import Lane
+
 CHUNK = 128
 """Tokens of a prompt per run: 256 and 512 gain nothing (1.5B, two threads) and take up to 75 MB more, and up to 233 MB
 more of logits where the graph gives them for all positions."""
@@ -46,7 +50,7 @@ _ERROR_LINES = 400  # characters of an engine's message that fit one screen
 
 
 @dataclass(frozen=True)
-class _Names:
+class Names:
     """Names of the graph's inputs and outputs; %d is the layer."""
 
     input_ids: str = "input_ids"
@@ -59,8 +63,13 @@ class _Names:
     logits: str = "logits"
 
 
-def open_engine(directory: Path, manifest: Manifest, *, context: int, threads: int | None) -> OrtEngine:
+def open_engine(
+    directory: Path, manifest: Manifest, *, context: int, threads: int | None, sequences: int = 1
+) -> OrtEngine | Lane:
     """Load the ONNX artifact in `directory` (see `engines.EngineModule`).
+
+    `sequences`: how many are run together, each with a KV cache of its own; the first of them is returned, and its
+    `lanes` are all.
 
     Raises DependencyError without onnxruntime or with too old a one, UsageError for a context or thread number that
     cannot be, ArtifactError for a graph that does not load or is not the manifest's, ResourceError without memory.
@@ -68,14 +77,21 @@ def open_engine(directory: Path, manifest: Manifest, *, context: int, threads: i
     ort = import_onnxruntime()
     check_version("onnxruntime", ort.__version__, manifest)
     check_context(context, manifest)
+    check_sequences(sequences)
     threads = choose_threads(threads, manifest)
     facts = manifest.model
     model = artifact_file(directory, manifest, manifest.model_file)
     for name in manifest.files:
         if name.startswith(f"{manifest.model_file}."):  # the weights: a cut file would fault while it is mapped
             artifact_file(directory, manifest, name)
-    names = _Names() if manifest.sealed else _genai_names(directory)
+    names = Names() if manifest.sealed else _genai_names(directory)
     session = open_session(ort, model, threads)
+    if sequences > 1:
+        from edgeship_runtime.engines.batch import Batch
+        from edgeship_runtime.engines.ort_batch import OrtRunner
+
+        runner = OrtRunner(ort, session, names, facts, sequences, context=context, threads=threads)
+        return Batch(runner, sequences).lanes[0]
     return OrtEngine(ort, session, names, facts, context=context, threads=threads)
 
 
@@ -83,7 +99,7 @@ class OrtEngine:
     """One sequence on an onnxruntime session; see `engines.Engine`."""
 
     def __init__(
-        self, ort: ModuleType, session: Any, names: _Names, facts: ModelFacts, *, context: int, threads: int
+        self, ort: ModuleType, session: Any, names: Names, facts: ModelFacts, *, context: int, threads: int
     ) -> None:
         self.name = f"onnxruntime {ort.__version__}"
         self.threads = threads
@@ -92,7 +108,7 @@ class OrtEngine:
         self.length = 0
         self._session = session
         self._names = names
-        self._all_positions = _check_graph(session, names, facts)
+        self._all_positions = check_graph(session, names, facts)
         self.chunk = min(CHUNK, context)
         self._ids = np.zeros(self.chunk, np.int64)
         self._ones = np.ones(context, np.int64)
@@ -100,7 +116,7 @@ class OrtEngine:
         self._has_positions = names.position_ids in {each.name for each in session.get_inputs()}
         logits = session.get_outputs()[[each.name for each in session.get_outputs()].index(names.logits)]
         rows = self.chunk if self._all_positions else 1
-        self._pages, self._logits = _memory((rows, facts.vocab_size), _DTYPES[logits.type])
+        self._pages, self._logits = memory((rows, facts.vocab_size), DTYPES[logits.type])
         self._result = np.empty(self.vocab_size, np.float32)
         self._binding = session.io_binding()
         self._one, self._many = ort.RunOptions(), ort.RunOptions()
@@ -113,8 +129,8 @@ class OrtEngine:
     def _bind_cache(self, facts: ModelFacts) -> NDArray[Any]:
         names, shape = self._names, (1, facts.kv_heads, self.context, facts.head_dim)
         kinds = {each.name: each.type for each in self._session.get_inputs()}
-        dtype = _DTYPES[kinds[names.past_key % 0]]
-        _, cache = _memory((facts.layers, 2, *shape), dtype)  # [layers, key and value, 1, kv_heads, context, head_dim]
+        dtype = DTYPES[kinds[names.past_key % 0]]
+        _, cache = memory((facts.layers, 2, *shape), dtype)  # [layers, key and value, 1, kv_heads, context, head_dim]
         pairs = ((names.past_key, names.present_key), (names.past_value, names.present_value))
         for layer in range(facts.layers):
             for kind, (past, present) in enumerate(pairs):
@@ -146,7 +162,7 @@ class OrtEngine:
         last = self._last(size)
         if self._all_positions:  # what the other positions took is given back
             self._result[:] = last
-            _forget(self._pages)
+            forget(self._pages)
             last = self._result
         return last
 
@@ -216,10 +232,10 @@ class OrtEngine:
         self.length = 0
 
 
-_DTYPES: dict[str, type[np.float32] | type[np.float16]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+DTYPES: dict[str, type[np.float32] | type[np.float16]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def _memory(shape: tuple[int, ...], dtype: type[np.float32] | type[np.float16]) -> tuple[mmap.mmap, NDArray[Any]]:
+def memory(shape: tuple[int, ...], dtype: type[np.float32] | type[np.float16]) -> tuple[mmap.mmap, NDArray[Any]]:
     """Zeros in pages that become resident as they are written, and the pages.
 
     numpy asks for huge pages, and a KV cache strided by its context would be resident as a whole after one token.
@@ -240,7 +256,7 @@ def _memory(shape: tuple[int, ...], dtype: type[np.float32] | type[np.float16]) 
     return pages, np.frombuffer(pages, dtype, count=count).reshape(shape)
 
 
-def _forget(pages: mmap.mmap) -> None:
+def forget(pages: mmap.mmap) -> None:
     """Give the memory behind pages back where the system takes it; they stay usable and hold anything."""
     if hasattr(mmap, "MADV_DONTNEED"):
         with suppress(OSError):
@@ -283,13 +299,13 @@ def translated(error: Exception, what: str, kind: type[EdgeshipRuntimeError]) ->
     return kind(f"{what}: {text}", hint=hint)
 
 
-def _genai_names(directory: Path) -> _Names:
+def _genai_names(directory: Path) -> Names:
     """Names as the `genai_config.json` of onnxruntime-genai's builder gives them."""
     path = directory / "genai_config.json"
     decoder = Fields(read_json(path, _MAX_CONFIG), str(path), "", ("model",), open=True)
     decoder = decoder.object("model", ("decoder",), open=True).object("decoder", ("inputs", "outputs"), open=True)
     given = decoder.text_mapping("inputs") | decoder.text_mapping("outputs")
-    usual = _Names()
+    usual = Names()
     patterns = {
         key: given.get(f"{key}_names", getattr(usual, key))
         for key in ("past_key", "past_value", "present_key", "present_value")
@@ -298,10 +314,10 @@ def _genai_names(directory: Path) -> _Names:
         if pattern.count("%") != 1 or "%d" not in pattern:
             raise ArtifactError(f"{path}: {key}_names: expected one %d for the layer, found {pattern!r}")
     plain = ("input_ids", "attention_mask", "position_ids", "logits")
-    return _Names(**patterns, **{key: given.get(key, getattr(usual, key)) for key in plain})
+    return Names(**patterns, **{key: given.get(key, getattr(usual, key)) for key in plain})
 
 
-def _check_graph(session: Any, names: _Names, facts: ModelFacts) -> bool:
+def check_graph(session: Any, names: Names, facts: ModelFacts) -> bool:
     """Compare the graph's inputs and outputs with the facts; return whether it gives logits for all positions."""
     inputs = {each.name: each for each in session.get_inputs()}
     outputs = {each.name: each for each in session.get_outputs()}
@@ -316,14 +332,14 @@ def _check_graph(session: Any, names: _Names, facts: ModelFacts) -> bool:
     if not problems:
         integers = (names.input_ids, names.attention_mask, names.position_ids)
         for name, each in inputs.items():
-            expected = ("tensor(int64)",) if name in integers else tuple(_DTYPES)
+            expected = ("tensor(int64)",) if name in integers else tuple(DTYPES)
             if each.type not in expected:
                 problems.append(f"input {name!r} is {each.type}, expected {' or '.join(expected)}")
         fixed = {1: facts.kv_heads, 3: facts.head_dim}
         problems += [p for name in past for p in _shape_problems(name, inputs[name].shape, 4, fixed)]
         shape = outputs[names.logits].shape
         problems += _shape_problems(names.logits, shape, 3, {2: facts.vocab_size})
-        if outputs[names.logits].type not in _DTYPES:
+        if outputs[names.logits].type not in DTYPES:
             problems.append(f"output {names.logits!r} is {outputs[names.logits].type}, expected float or float16")
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""

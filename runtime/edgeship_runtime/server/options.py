@@ -16,7 +16,7 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "limits": (
         ("memory_mb", "MB", "resident memory above which idle models are unloaded before another is loaded"),
-        ("parallel", "N", "answers of one model at once, on llama.cpp; default: up to 4, by memory"),
+        ("parallel", "N", "answers of one model at once; default: up to 4, by memory"),
         ("queue_limit", "N", "requests that wait; beyond it clients get 429"),
         ("timeout_s", "S", "seconds for a request, its wait included"),
         ("stuck_s", "S", "seconds without a sign of life after which the engine counts as stuck"),

@@ -36,7 +36,7 @@ class Settings:
     prefix_disk_mb: float = 1024.0
     """What they take there, of each model."""
     parallel: int | None = None
-    """Requests that one model answers at once, where its engine can; None: as `lanes.lane_options` chooses."""
+    """Requests that one model answers at once; None: as `lanes.lane_options` chooses."""
     queue_limit: int = 64
     """Requests that wait at most, the running ones not counted."""
     timeout_s: float = 600.0

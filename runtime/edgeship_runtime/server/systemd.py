@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeship_runtime.console import safe
-from edgeship_runtime.engines import FORMAT_OF, formats
+from edgeship_runtime.engines import formats
 from edgeship_runtime.errors import UsageError
 from edgeship_runtime.info import describe
 from edgeship_runtime.manifest import locate
@@ -54,11 +54,11 @@ def _need_bytes(path: Path, settings: Settings) -> float:
     facts = describe(locate(path, formats(settings.engine_options.get("engine"))))
     model, budget = facts["model"], facts["budgets"]["ram_mb"]
     kept = settings.prefix_memory_mb * 1e6
-    if budget is not None and settings.context is None:
-        return float(budget) * 1e6 + kept
-    lanes = (settings.parallel or MOST_LANES) if facts["format"] == FORMAT_OF["llamacpp"] else 1
-    cache = lanes * facts["kv_cache"]["bytes_per_token"] * (settings.context or model["default_context"])
-    return float(2 * sum(facts["files"].values()) + cache + _TOKENIZER_BYTES * model["vocab_size"]) + kept
+    lanes = settings.parallel or MOST_LANES
+    cache = float(facts["kv_cache"]["bytes_per_token"]) * (settings.context or model["default_context"])
+    if budget is not None and settings.context is None:  # the budget has one lane's cache in it
+        return float(budget) * 1e6 + (lanes - 1) * cache + kept
+    return float(2 * sum(facts["files"].values()) + lanes * cache + _TOKENIZER_BYTES * model["vocab_size"]) + kept
 
 
 def unit(service: Service, *, version: int | None = None) -> str:

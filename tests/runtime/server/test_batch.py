@@ -1,4 +1,4 @@
-"""Several sequences decoded together by llama.cpp: each answer is that of its request alone, whoever comes and goes."""
+"""Several sequences run together: each answer is that of its request alone, whoever comes and goes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 import edgeship_runtime
 import tolerances
 from edgeship_runtime.answer import Result
+from edgeship_runtime.engines.llama_batch import LlamaRunner
 from edgeship_runtime.engines.llama_library import library
+from edgeship_runtime.engines.ort_batch import OrtRunner
 from edgeship_runtime.errors import ContextError, EngineError, UsageError
+from edgeship_runtime.manifest import read_manifest
 from edgeship_runtime.model import Model
 from edgeship_runtime.server.lanes import MOST_LANES, lane_options
 from edgeship_runtime.server.settings import Settings
 from served import COLD, HOT, serving
 from toy_gguf import needs_llamacpp
 
-pytestmark = needs_llamacpp
+FORMS = ["onnx", pytest.param("gguf", marks=needs_llamacpp)]
 WORDS = ("hot", "tall", "fast", "big", "old", "happy", "up", "wet", "early", "hard")
 STORY = "Once upon a time there was a happy cat called Ben. Ben lived in the garden. One summer day, "
 CONTEXT = 256
@@ -38,15 +41,20 @@ def question(word: str) -> list[dict[str, str]]:
 PROMPTS: list[Any] = [*map(question, WORDS), STORY, STORY * 3, f"The sea was blue. {STORY * 5}"]
 
 
+@pytest.fixture(scope="module", params=FORMS)
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def alone(tiny: Path) -> Generator[Model, None, None]:
-    with edgeship_runtime.load(tiny / "gguf", threads=1, context=CONTEXT) as model:
+def alone(tiny: Path, form: str) -> Generator[Model, None, None]:
+    with edgeship_runtime.load(tiny / form, threads=1, context=CONTEXT) as model:
         yield model
 
 
 @pytest.fixture
-def lanes(tiny: Path) -> Generator[list[Model], None, None]:
-    with edgeship_runtime.load(tiny / "gguf", threads=1, context=CONTEXT, sequences=4) as model:
+def lanes(tiny: Path, form: str) -> Generator[list[Model], None, None]:
+    with edgeship_runtime.load(tiny / form, threads=1, context=CONTEXT, sequences=4) as model:
         yield model.lanes()
 
 
@@ -110,7 +118,7 @@ def test_the_logits_are_those_of_the_sequence_alone(alone: Model, lanes: list[Mo
     assert np.abs(found[0][:40] - expected[1][:40]).max() > 1.0 * expected[1].std(), "another text is far from it"
 
 
-def test_each_has_its_own_stops_seeds_forms_and_lengths(tiny: Path) -> None:
+def test_each_has_its_own_stops_seeds_forms_and_lengths(tiny: Path, form: str) -> None:
     asks: list[dict[str, Any]] = [
         {"stop": ["opp"]},
         {"max_tokens": 3},
@@ -127,7 +135,7 @@ def test_each_has_its_own_stops_seeds_forms_and_lengths(tiny: Path) -> None:
         scores = [each["token"] for each in (choice["logprobs"] or {}).get("content", [])]
         return choice["message"]["content"], choice["finish_reason"], scores
 
-    with serving({"tiny": tiny / "gguf"}, context=CONTEXT, parallel=6, requests_per_minute=0) as served:
+    with serving({"tiny": tiny / form}, context=CONTEXT, parallel=6, requests_per_minute=0) as served:
         expected = [told(ask) for ask in asks]
         assert expected[-1][0] == COLD
         found = at_once([lambda ask=ask: told(ask) for ask in asks * 4])  # type: ignore[misc]
@@ -185,16 +193,19 @@ def test_a_state_goes_from_one_sequence_to_a_lone_engine_and_back(alone: Model, 
 
 
 def test_a_failed_step_fails_who_took_part_and_the_next_is_right(
-    lanes: list[Model], monkeypatch: pytest.MonkeyPatch
+    lanes: list[Model], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lib, left = library(), [5]
-    decode = lib.llama_decode
+    kind: Any = OrtRunner if form == "onnx" else LlamaRunner
+    run, left = kind.run, [5]
 
-    def failing(*arguments: Any) -> int:
+    def failing(self: Any, asks: Any) -> Any:
+        done = run(self, asks)  # so that the KV cache has what the lanes do not know of
         left[0] -= 1
-        return 1 if left[0] == 0 else int(decode(*arguments))
+        if left[0] == 0:
+            raise EngineError("it broke")
+        return done
 
-    monkeypatch.setattr(lib, "llama_decode", failing)
+    monkeypatch.setattr(kind, "run", failing)
 
     def outcome(lane: Model) -> str:
         try:
@@ -203,31 +214,42 @@ def test_a_failed_step_fails_who_took_part_and_the_next_is_right(
             return error.message
 
     found = at_once([lambda lane=lane: outcome(lane) for lane in lanes])  # type: ignore[misc]
-    assert any("code 1" in each for each in found)
+    assert "it broke" in found
+    assert set(found) <= {"it broke", COLD}
     assert [answer(lane, HOT).text for lane in lanes] == [COLD] * 4
 
 
-def test_closing_ends_whoever_waits(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lib = library()
-    decode = lib.llama_decode
+@needs_llamacpp
+def test_what_llamacpp_refuses_is_an_error(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with edgeship_runtime.load(tiny / "gguf", threads=1, context=64, sequences=2) as model:
+        with monkeypatch.context() as patch:
+            patch.setattr(library(), "llama_decode", lambda *_: 1)
+            with pytest.raises(EngineError, match="code 1"):
+                answer(model, HOT)
+        assert answer(model, HOT).text == COLD
 
-    def slow(*arguments: Any) -> int:
+
+def test_closing_ends_whoever_waits(tiny: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind: Any = OrtRunner if form == "onnx" else LlamaRunner
+    run = kind.run
+
+    def slow(self: Any, asks: Any) -> Any:
         time.sleep(0.1)
-        return int(decode(*arguments))
+        return run(self, asks)
 
-    monkeypatch.setattr(lib, "llama_decode", slow)
+    monkeypatch.setattr(kind, "run", slow)
     with ExitStack() as stack:
-        first, second, third = edgeship_runtime.load(tiny / "gguf", threads=1, context=64, sequences=3).lanes()
+        first, second, third = edgeship_runtime.load(tiny / form, threads=1, context=64, sequences=3).lanes()
         stack.callback(first.close)
         errors: list[BaseException] = []
 
-        def run(lane: Model) -> None:
+        def work(lane: Model) -> None:
             try:
                 lane.generate(HOT, temperature=0)
             except BaseException as error:
                 errors.append(error)
 
-        threads = [threading.Thread(target=run, args=(lane,)) for lane in (second, third)]
+        threads = [threading.Thread(target=work, args=(lane,)) for lane in (second, third)]
         for thread in threads:
             thread.start()
         time.sleep(0.3)
@@ -240,7 +262,27 @@ def test_closing_ends_whoever_waits(tiny: Path, monkeypatch: pytest.MonkeyPatch)
         second.engine.evaluate([1])
 
 
-def test_each_sequence_has_its_context_and_no_more(lanes: list[Model], tiny: Path) -> None:
+def test_a_full_lane_between_two_others_keeps_what_it_holds(alone: Model, lanes: list[Model]) -> None:
+    ids = alone.encode(STORY)
+    many = (ids * 20)[:CONTEXT]
+    lanes[1].engine.evaluate(many)
+    lanes[2].engine.evaluate(many[:-1])
+
+    def decode(lane: Model) -> list[int]:
+        return list(lane.generate(STORY, temperature=0, max_tokens=30, ignore_eos=True).tokens)
+
+    one, other = at_once([lambda: decode(lanes[0]), lambda: decode(lanes[3])])
+    assert one == other
+    alone.forget()
+    alone.engine.evaluate(many[:-1])
+    expected = alone.engine.evaluate(many[-1:]).copy()
+    lanes[1].engine.truncate(CONTEXT - 1)
+    for lane in lanes[1:3]:
+        assert np.abs(lane.engine.evaluate(many[-1:]) - expected).max() <= tolerances.BATCH_STD * expected.std()
+    alone.forget()
+
+
+def test_each_sequence_has_its_context_and_no_more(lanes: list[Model], tiny: Path, form: str) -> None:
     many = [5] * CONTEXT
     for lane in lanes:
         lane.engine.evaluate(many)
@@ -249,19 +291,18 @@ def test_each_sequence_has_its_context_and_no_more(lanes: list[Model], tiny: Pat
             lane.engine.evaluate([5])
         assert lane.engine.length == CONTEXT
     with pytest.raises(UsageError, match="0 sequences"):
-        edgeship_runtime.load(tiny / "gguf", sequences=0)
+        edgeship_runtime.load(tiny / form, sequences=0)
 
 
 def test_as_many_lanes_as_memory_allows(tiny: Path) -> None:
     def chosen(form: str = "gguf", **more: Any) -> Any:
         return lane_options(tiny / form, Settings(artifacts={}, **more)).get("sequences")
 
-    assert chosen() == MOST_LANES
-    assert chosen(parallel=9) == 9
-    assert chosen("onnx", parallel=9) is None
-    with edgeship_runtime.load(tiny / "gguf") as model:
-        facts = model.manifest.model
+    assert chosen() == chosen("onnx") == MOST_LANES
+    assert chosen(parallel=9) == chosen("onnx", parallel=9) == 9
+    facts = read_manifest(tiny / "gguf").model
     cache = 4 * facts.layers * facts.kv_heads * facts.head_dim * 512 / 1e6
     assert chosen(context=512, memory_mb=2.5 * 4 * cache) == 2
     assert chosen(context=512, memory_mb=0.1 * cache) == 1
     assert chosen(context=512, memory_mb=2.5 * 4 * cache, engine_options={"kv_type": "q8_0"}) == MOST_LANES
+    assert chosen("onnx", context=512, memory_mb=2.5 * 4 * cache) == 1, "its cache is float32"

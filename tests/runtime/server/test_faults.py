@@ -23,8 +23,7 @@ import pytest
 
 import command_line
 from edgeship_runtime import prefix_files
-from edgeship_runtime.engines.llama_batch import LlamaSequence
-from edgeship_runtime.engines.ort import OrtEngine
+from edgeship_runtime.engines.batch import Lane
 from edgeship_runtime.server import service
 from served import COLD, HOT, Served, serving
 from toy_gguf import needs_llamacpp
@@ -39,13 +38,13 @@ def text_of(response: httpx.Response) -> str:
 
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Make every run of the engine take a while."""
-    evaluate = OrtEngine.evaluate
+    evaluate = Lane.evaluate
 
-    def slowly(self: OrtEngine, tokens: Any) -> Any:
+    def slowly(self: Lane, tokens: Any) -> Any:
         time.sleep(seconds)
         return evaluate(self, tokens)
 
-    monkeypatch.setattr(OrtEngine, "evaluate", slowly)
+    monkeypatch.setattr(Lane, "evaluate", slowly)
 
 
 LEAVE = 250
@@ -131,8 +130,7 @@ def test_an_engine_that_fails_is_opened_again(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, runs: int, form: str
 ) -> None:
     left = [runs]
-    kind: Any = OrtEngine if form == "onnx" else LlamaSequence
-    evaluate = kind.evaluate
+    evaluate = Lane.evaluate
 
     def failing(self: Any, tokens: Any) -> Any:
         left[0] -= 1
@@ -140,7 +138,7 @@ def test_an_engine_that_fails_is_opened_again(
             raise RuntimeError("/a/path of the engine")
         return evaluate(self, tokens)
 
-    monkeypatch.setattr(kind, "evaluate", failing)
+    monkeypatch.setattr(Lane, "evaluate", failing)
     with serving({"tiny": tiny / form}) as served:
         broken = served.ask(stream=True)
         if runs:
@@ -157,15 +155,14 @@ def test_an_engine_that_fails_is_opened_again(
 @pytest.mark.parametrize("form", FORMS)
 def test_an_engine_that_is_stuck(tiny: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     comes_back, stuck = threading.Event(), threading.Event()
-    kind: Any = OrtEngine if form == "onnx" else LlamaSequence
-    evaluate = kind.evaluate
+    evaluate = Lane.evaluate
 
     def hanging(self: Any, tokens: Any) -> Any:
         if stuck.is_set():
             comes_back.wait(20)
         return evaluate(self, tokens)
 
-    monkeypatch.setattr(kind, "evaluate", hanging)
+    monkeypatch.setattr(Lane, "evaluate", hanging)
     with serving({"tiny": tiny / form}, stuck_s=0.5) as served, ThreadPoolExecutor(6) as pool:
         assert served.ask().status_code == 200
         stuck.set()

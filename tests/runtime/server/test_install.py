@@ -157,9 +157,10 @@ class TestMemory:
         manifest = json.loads((tmp_path / "copy/edgeship.json").read_text())
         manifest["budgets"]["ram_mb"] = 750
         (tmp_path / "copy/edgeship.json").write_text(json.dumps(manifest))
-        assert limit("a") == 1_250_000_000
+        assert limit("a", parallel=1) == 1_250_000_000
+        assert limit("a", parallel=3) - limit("a", parallel=2) == limit("a", parallel=2) - 1_250_000_000 > 0
         assert limit("a", "b") > 2_000_000_000
-        assert limit("a", "b", memory_mb=1000) == 1_250_000_000
+        assert limit("a", "b", memory_mb=1000, parallel=1) == 1_250_000_000
 
 
 class TestInstall:

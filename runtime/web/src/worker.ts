@@ -1,5 +1,5 @@
 import { measure } from "./bench";
-import { asAppError } from "./errors";
+import { AppError, asAppError } from "./errors";
 import { install } from "./install";
 import { Model } from "./model";
 import type { BenchAbout, BenchOptions, Call, Calls, LoadOptions, Reply, Request } from "./protocol";
@@ -39,7 +39,7 @@ const handlers: Handlers = {
     const site = parseSite(json);
     const job = { site, json, base, engineFiles: engineFiles(site, backends) };
     await navigator.locks.request("edgeship-install", { ifAvailable: true }, async (lock) => {
-      if (!lock) throw new Error("Another tab is installing this model already.");
+      if (!lock) throw new AppError("Another tab is installing the model already.", "Wait for it there, then reload this page.");
       await install(job, await opened(), progress, stopped);
     });
     model = null;
@@ -64,7 +64,7 @@ const handlers: Handlers = {
   },
   async render(_, messages, tools, enableThinking, addGenerationPrompt, variables) {
     const { template } = await current();
-    if (!template) throw new Error("The artifact has no chat template.");
+    if (!template) throw new AppError("The artifact has no chat template.", "Write to it as plain text, or export it from a chat model.");
     return template.render(messages, { tools, enableThinking, addGenerationPrompt, variables });
   },
   async logits(_, ids: readonly number[]) {

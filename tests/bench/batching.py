@@ -3,8 +3,8 @@
 python tests/bench/batching.py artifacts/qwen2.5-0.5b-int4
 
 First each engine alone: M tokens of one sequence in one run beside M runs of one token, the fastest of each; that is
-what a batch of M sequences can win, their attention left out. Then the server of the GGUF file, with as many lanes as
-clients and with one lane, in turns. About three minutes on two cores; the machine should have nothing else to do.
+what a batch of M sequences can win, their attention left out. Then a server of each format, with as many lanes as
+clients and with one lane, in turns. About four minutes on two cores; the machine should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import edgeship_runtime
 from load import server
 from process import machine
 
+FORMS = ("onnx", "gguf")
 ROWS = (2, 4, 8)
 CLIENTS = (1, 2, 4, 8)
 PROMPT, TOKENS = 64, 48
@@ -96,17 +97,18 @@ def served(artifact: Path, threads: int | None, repeats: int) -> list[dict[str, 
 
 
 def main() -> int:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path, help="with onnx/ and gguf/")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     print(machine(), flush=True)
-    for form in ("onnx", "gguf"):
+    for form in FORMS:
         print(json.dumps(rows(args.artifact / form, args.threads, args.repeats)), flush=True)
-    for row in served(args.artifact / "gguf", args.threads, args.repeats):
-        print(json.dumps(row), flush=True)
+    for form in FORMS:
+        for row in served(args.artifact / form, args.threads, args.repeats):
+            print(json.dumps({"format": form, **row}), flush=True)
     return 0
 
 

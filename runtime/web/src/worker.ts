@@ -39,7 +39,8 @@ const handlers: Handlers = {
     const site = parseSite(json);
     const job = { site, json, base, engineFiles: engineFiles(site, backends) };
     await navigator.locks.request("edgeship-install", { ifAvailable: true }, async (lock) => {
-      if (!lock) throw new AppError("Another tab is installing the model already.", "Wait for it there, then reload this page.");
+      if (!lock)
+        throw new AppError("Another tab is installing the model already.", "Wait for it there, then reload this page.");
       await install(job, await opened(), progress, stopped);
     });
     model = null;
@@ -64,7 +65,11 @@ const handlers: Handlers = {
   },
   async render(_, messages, tools, enableThinking, addGenerationPrompt, variables) {
     const { template } = await current();
-    if (!template) throw new AppError("The artifact has no chat template.", "Write to it as plain text, or export it from a chat model.");
+    if (!template)
+      throw new AppError(
+        "The artifact has no chat template.",
+        "Write to it as plain text, or export it from a chat model.",
+      );
     return template.render(messages, { tools, enableThinking, addGenerationPrompt, variables });
   },
   async logits(_, ids: readonly number[]) {

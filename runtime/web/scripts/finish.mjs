@@ -27,6 +27,9 @@ const WLLAMA = {
   "multi-thread.wasm": "@wllama/wllama/esm/multi-thread/wllama.wasm",
 };
 
+// What onnxruntime-web brings for its WebGL backend, which is in none of the builds above.
+const LEFT_OUT = ["flatbuffers", "guid-typescript", "long", "platform", "protobufjs"];
+
 const digest = (path) => createHash("sha256").update(readFileSync(path)).digest("hex");
 
 /** Copy a file of node_modules unchanged; its entry of engines.json. */
@@ -45,12 +48,12 @@ function engines() {
   return { onnx, gguf: { wasm } };
 }
 
-/** The packages that end up on a phone, and those they bring; types and what they bring are gone by then. */
+/** The packages that end up on a phone, and those they bring. */
 function licences() {
   const found = new Map();
   const add = (name) => {
     const folder = join(modules, name);
-    if (found.has(name) || name.startsWith("@types/") || !existsSync(join(folder, "package.json"))) return;
+    if (found.has(name) || LEFT_OUT.includes(name) || !existsSync(join(folder, "package.json"))) return;
     const about = JSON.parse(readFileSync(join(folder, "package.json"), "utf8"));
     const file = readdirSync(folder).find((each) => /^licen[cs]e/i.test(each));
     // Packages of onnxruntime carry no text: it is their project's, kept in licences/.

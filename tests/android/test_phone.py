@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from adb_standin import SERIAL, Device, server
+from bundles import registry_problem
 from edgeship import cli
 from edgeship.ship import android_runner
-from phones import CPUS, TMP, make_phone, programs
+from phones import CPUS, TMP, make_phone, need_qemu, programs
 
 pytestmark = pytest.mark.device
 
@@ -101,3 +103,60 @@ def test_install_without_termux(artifact: Path, shell: list[str], tmp_path: Path
     assert said.stdout.strip()
     assert ask(f"sh /{TMP}/bundle/install.sh --uninstall").returncode == 0
     assert ask(f"ls {current}").returncode != 0
+
+
+def test_termux_with_the_real_wheels(
+    artifact: Path, built: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Termux as far as it can be had here: its paths, numpy and llama.cpp as its own packages, no wheel for glibc."""
+    if problem := registry_problem():
+        pytest.skip(problem)
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make llamacpp)")
+    import numpy
+
+    tools, usr, packages, home = (tmp_path / name for name in ("tools", "com.termux/files/usr", "packages", "home"))
+    for folder in (tools, usr / "bin", packages, home):
+        folder.mkdir(parents=True)
+    for module in (numpy, llama_cpp):
+        source = Path(str(module.__file__)).parent
+        (packages / source.name).symlink_to(source)
+        for beside in source.parent.glob(f"{source.name}*"):
+            if beside != source and not (packages / beside.name).exists():
+                (packages / beside.name).symlink_to(beside)
+    (packages / "_manylinux.py").write_text("def manylinux_compatible(*_): return False\n")
+    python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    base = sys.base_prefix + "/bin/python3"
+    make = f'{base} "$@" && echo {packages} > "$last/lib/{python}/site-packages/termux.pth"; exit'
+    texts = {
+        usr / "bin/python3": f'for last; do :; done\ncase "$*" in *"-m venv"*) {make} ;; esac\nshift\n'
+        f'PYTHONPATH={packages} exec {base} "$@"\n',
+        tools / "uname": "case $1 in -m) echo aarch64 ;; -o) echo Android ;; *) echo Linux ;; esac\n",
+        tmp_path / "edgeship-runner": f'exec {need_qemu()} -cpu cortex-a72 "$0.arm" "$@"\n',
+    }
+    for path, text in texts.items():
+        path.write_text(f"#!/bin/sh\n{text}")
+        path.chmod(0o755)
+    files = built | {"edgeship-runner": tmp_path / "edgeship-runner", "edgeship-runner.arm": built["edgeship-runner"]}
+    monkeypatch.setattr(android_runner, "find_runner", lambda cache=None: SimpleNamespace(files=files))
+    out = tmp_path / "out"
+    assert (
+        cli.run(["bundle", str(artifact), "--device", "android-flagship", "--archive", "none", "--out", str(out)]) == 0
+    )
+    environment = {"PATH": f"{usr}/bin:{tools}:/usr/bin:/bin", "HOME": str(home), "PREFIX": str(usr)}
+    (bundle,) = out.glob("*/")
+    command = ["sh", str(bundle / "install.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'edgeship-runtime" run' in done.stdout, done.stdout
+    current = home / "edgeship/tiny-int4/current"
+    asked = [
+        str(current / "venv/bin/edgeship-runtime"),
+        "verify",
+        str(current / "artifact"),
+        "--json",
+        "--threads",
+        "1",
+    ]
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert json.loads(done.stdout)["verdict"] == "pass", done.stderr
+    assert json.loads(done.stdout)["templates"]["equal"] == 23, "Jinja works without compiled code"

@@ -213,7 +213,7 @@ printf 'installed %s\n' "$prefix"
 [ -z "$has_artifact" ] || printf 'run it:   "%s/runner/edgeship-runner" generate "%s/artifact" --text "Hello"\n' "$current" "$current"
 if [ -n "$why" ]; then
     printf 'edgeship-runtime was not added: %s\n' "$why"
-elif "$prefix/venv/bin/python" -I -c 'import llama_cpp' 2>/dev/null; then
+elif "$prefix/venv/bin/python" -I -c 'from edgeship_runtime.engines.llama_library import library; library()' 2>/dev/null; then
     printf 'or:       "%s/venv/bin/edgeship-runtime" run "%s/artifact" "Hello"\n' "$current" "$current"
 else
     printf 'edgeship-runtime was added, and has no engine yet. The registry has no wheel of llama.cpp or onnxruntime that\n'

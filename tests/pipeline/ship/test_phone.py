@@ -190,6 +190,13 @@ class TestValidation:
         assert cli.run([*asked, "--dry-run"]) == 0
         assert "edgeship-runner verify" in capsys.readouterr().out
 
+    def test_the_runtime_in_termux_instead(self, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        asked = ["validate", str(artifact), "--device", "android-flagship", "--transport", "adb", "--installed"]
+        assert cli.run([*asked, "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        assert "python3 -I -m edgeship_runtime verify" in said
+        assert "edgeship-runner" not in said.replace("*edgeship-runner*", "")
+
     @pytest.mark.parametrize(
         ("options", "said"),
         [

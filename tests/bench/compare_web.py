@@ -102,7 +102,7 @@ def in_the_page(playwright: Any, site: Path, scratch: Path, arguments: argparse.
     tab = Tab(profile)
     with serving(site, scratch / "reports") as host, phone(playwright, host.url, profile, slower=1) as here:
         here.open(f"?backend=wasm&threads={arguments.threads}&context=512")
-        here.install()
+        here.install(minutes=10)
         here.open(f"?backend=wasm&threads={arguments.threads}&context=512")  # a page that has installed nothing
         tab.start()
         loaded = here.ask("load", {"backend": "wasm", "threads": arguments.threads, "context": 512})

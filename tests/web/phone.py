@@ -138,10 +138,10 @@ class Phone:
         """What a function of `window.edgeship` gives; `call` is its name."""
         return self.page.evaluate("([name, given]) => window.edgeship[name](...given)", [call, list(arguments)])
 
-    def install(self) -> None:
+    def install(self, minutes: float = 3) -> None:
         """Press Install, and wait for the chat."""
         self.page.tap("#install-button")
-        self.page.wait_for_selector("#chat:not([hidden])", timeout=MINUTES)
+        self.page.wait_for_selector("#chat:not([hidden])", timeout=minutes * MINUTES)
 
     def message(self) -> str:
         """What the page says went wrong, once it says it."""

@@ -1,29 +1,55 @@
-"""The app's own tests: parsers, sampling, the verdict; token ids and templates on the tiny model's acceptance files."""
+"""The app as npm builds it: its size, what it says of what is shipped, and that equal sources give equal bytes."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
+import json
 from pathlib import Path
 
 import pytest
 
-from edgeship.ship.web_app import App
+from edgeship.progress import Silent
+from edgeship.ship.web_app import App, find_app
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]
 
-SOURCES = Path(__file__).resolve().parents[2] / "runtime" / "web"
-INSTALL = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+LARGEST = 300_000
+SHIPPED = {"onnxruntime-web", "@wllama/wllama", "@huggingface/jinja", "@huggingface/tokenizers"}
 
 
-def test_units(app: App, artifact: Path, tmp_path: Path) -> None:
-    """`app` is asked for, so that this is skipped where npm cannot build it."""
-    folder = tmp_path / "web"
-    shutil.copytree(SOURCES, folder, ignore=shutil.ignore_patterns("node_modules", "dist"))
-    vectors = SOURCES.parents[2] / "shared" / "qwen2-tokenizer"
-    artifacts = ":".join(str(artifact / form) for form in ("onnx", "gguf"))
-    given = {**os.environ, "EDGESHIP_ARTIFACTS": artifacts, "EDGESHIP_VECTORS": str(vectors)}
-    for command in (INSTALL, ["npx", "--no-install", "vitest", "run"]):
-        done = subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout[-3000:]}{done.stderr[-2000:]}"
+def test_the_app_is_small(app: App) -> None:
+    """Without engines and model."""
+    size = sum(app.files[name].size for name in app.own)
+    print(f"the app: {size / 1000:.0f} KB")
+    assert 0 < size < LARGEST
+
+
+def test_every_licence_is_there(app: App) -> None:
+    named = {each.name: each for each in app.licences}
+    assert set(named) >= SHIPPED
+    for each in app.licences:
+        assert each.licence in ("MIT", "Apache-2.0", "BSD-3-Clause", "BSD-2-Clause", "ISC"), each.name
+        assert len(each.text) > 400 or each.name == "guid-typescript", each.name  # whose package brings none
+
+
+def test_the_bundles_say_so(sites: dict[str, Path], app: App) -> None:
+    for folder in sites.values():
+        says = json.loads((folder / "bundle.json").read_text())
+        assert {each["name"] for each in says["licences"]} == {each.name for each in app.licences}
+        assert says["audit"]
+        assert says["app"]["size"] < LARGEST
+        assert (folder / "audit.json").is_file()
+
+
+def test_nothing_of_another_host_is_in_the_app(app: App) -> None:
+    for name in app.own:
+        text = (app.path / name).read_text(encoding="utf-8", errors="replace")
+        for line in text.split("fetch(")[1:]:
+            assert not line.lstrip("`\"'").startswith("http"), name
+
+
+def test_the_same_sources_give_the_same_bytes(app: App, tmp_path: Path) -> None:
+    again = find_app(None, Silent(), tmp_path / "cache")
+    said = {"audit.json"}  # what a registry says changes with the day
+    assert {n: e for n, e in again.files.items() if n not in said} == {
+        n: e for n, e in app.files.items() if n not in said
+    }

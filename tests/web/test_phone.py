@@ -50,15 +50,16 @@ def test_the_whole_way(playwright: Any, sites: dict[str, Path], tmp_path: Path, 
         chats(here, "What sound does a cow make?", "moo")
         stops(here)
         here.open(query)  # reload, still alone
-        verdict = verifies(here)
+        verdict = verifies(here, 10 if way.backend == "webgpu" else 3)
         assert verdict["verdict"] == "pass", verdict["failures"]
         agreement = verdict["agreement"]
         assert agreement["wrong"] == 0
         assert verdict["templates"]["equal"] == verdict["templates"]["cases"] > 0
         assert verdict["tokens"]["equal"] == verdict["tokens"]["cases"] > 0
         print(f"{way}: {json.dumps(agreement)}")
-        here.page.tap("#bench-button")
-        here.page.wait_for_selector("#bench-button:not([disabled])", timeout=5 * MINUTES)
+        if way.backend != "webgpu":  # in software it takes minutes, and says nothing
+            here.page.tap("#bench-button")
+            here.page.wait_for_selector("#bench-button:not([disabled])", timeout=5 * MINUTES)
         here.context.set_offline(False)
         with serving(sites[way.form], tmp_path / "reports", port=port):
             here.page.evaluate("() => window.edgeship.state()")  # the page learns that its host is back
@@ -68,7 +69,8 @@ def test_the_whole_way(playwright: Any, sites: dict[str, Path], tmp_path: Path, 
     [(_, report)], wrong = read_reports(tmp_path / "reports")
     assert not wrong
     assert (report.device, report.verdict) == ("phone-web", "pass")
-    assert report.samples[0].decode_tokens_per_s > 0
+    assert all(sample.decode_tokens_per_s > 0 for sample in report.samples)
+    assert len(report.samples) == (way.backend != "webgpu")
 
 
 def chats(here: Any, question: str, answer: str) -> None:
@@ -89,10 +91,10 @@ def stops(here: Any) -> None:
     here.page.wait_for_selector("#send:not([hidden])", timeout=5000)
 
 
-def verifies(here: Any) -> dict[str, Any]:
+def verifies(here: Any, minutes: int) -> dict[str, Any]:
     here.page.tap("#nav-check")
     here.page.tap("#verify-button")
-    here.page.wait_for_selector("#verify-button:not([disabled])", timeout=5 * MINUTES)
+    here.page.wait_for_selector("#verify-button:not([disabled])", timeout=minutes * MINUTES)
     assert here.page.is_hidden("#message"), here.message()
     told: dict[str, Any] = json.loads(here.page.inner_text("#verdict"))["verify"]
     return told

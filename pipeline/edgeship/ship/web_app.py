@@ -28,11 +28,13 @@ from edgeship_runtime.strict import Fields, read_json
 NODE = (20, 19)
 """The oldest Node.js that the app's build tool runs on."""
 APP = ("index.html", "sw.js", "manifest.webmanifest", "icon.svg")
+LEFT_OUT = {"node_modules", "dist", "test", "README.md"}
+"""What lies beside the sources and is no part of a build."""
 SAYS = ("engines.json", "licences.json", "audit.json")
 
 _PACKAGE = Path(__file__).parents[1]
 _REPOSITORY = _PACKAGE.parents[1]
-_LEFT_OUT = {"node_modules", "dist", ".vite", "coverage", "test"}
+
 _MAX_JSON = 1 << 22
 _BUILD_SECONDS = 900.0
 _LAST_LINES = 15  # of a failed build's output
@@ -200,7 +202,7 @@ def _digest(source: Path) -> str:
 
 def _source_files(source: Path) -> Iterator[Path]:
     for path in sorted(source.iterdir()):
-        if path.name in _LEFT_OUT or path.name.startswith("."):
+        if path.name in LEFT_OUT or path.name.startswith("."):
             continue
         yield from (p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -302,6 +303,13 @@ def test_a_build_that_fails(sources: Path, tmp_path: Path) -> None:
         build(tmp_path)
     assert "--app" in caught.value.hint
     assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+
+
+def test_the_wheel_carries_all_sources() -> None:
+    root = Path(web_app.__file__).parents[3]
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    there = {path.name for path in (root / "runtime/web").iterdir()} - web_app.LEFT_OUT
+    assert {Path(name).name for name in listed["force-include"] if name.startswith("runtime/web/")} == there
 
 
 def test_without_node(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

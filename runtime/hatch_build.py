@@ -49,8 +49,8 @@ def slim(source: str, *, documented: bool) -> str:
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column].rstrip() + "\n"
-    for first, last in _docstrings(ast.parse(source), documented):
-        lines[first - 1 : last] = ["\n"] * (last - first + 1)
+    for first, last, rest in _docstrings(ast.parse(source), documented):
+        lines[first - 1 : last] = [f"{rest}\n"] + ["\n"] * (last - first)
     return _tight(_untyped("".join(lines), documented))
 
 
@@ -156,15 +156,15 @@ def _tight(source: str) -> str:
     return "".join(lines)
 
 
-def _docstrings(node: ast.AST, documented: bool) -> list[tuple[int, int]]:
-    """First and last lines of texts that stand alone in bodies of several statements."""
+def _docstrings(node: ast.AST, documented: bool) -> list[tuple[int, int, str]]:
+    """First and last lines of texts that stand alone, and what is left of them: where a body is no more, a number."""
     found = []
     body = getattr(node, "body", [])
     for child in body if isinstance(body, list) else []:
         text = child.value if isinstance(child, ast.Expr) else None
-        lonely = isinstance(text, ast.Constant) and isinstance(text.value, str) and len(body) > 1
-        if lonely and not documented:
-            found.append((child.lineno, child.end_lineno or child.lineno))
+        if isinstance(text, ast.Constant) and isinstance(text.value, str) and not documented:
+            rest = "" if len(body) > 1 or isinstance(node, ast.Module) else " " * child.col_offset + "0"
+            found.append((child.lineno, child.end_lineno or child.lineno, rest))
         name = getattr(child, "name", "")
         found += _docstrings(child, documented and not name.startswith("_"))
     return found

@@ -19,7 +19,10 @@ TASKS = Path(__file__).parent / "lm_eval"
 PROGRAM = Path(__file__).parents[3] / ".cache" / "lm-eval" / "bin" / "lm-eval"
 Samples = dict[str, list[dict[str, Any]]]
 
-pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="lm-eval is not installed: make test-clients installs it")
+pytestmark = [
+    pytest.mark.skipif(not PROGRAM.exists(), reason="lm-eval is not installed: make test-clients installs it"),
+    pytest.mark.timeout(1000),  # on a busy machine it is minutes before the program has read its own imports
+]
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +40,7 @@ def samples(served: Served, tiny: Path, tmp_path_factory: pytest.TempPathFactory
     # Nothing of the hub's is needed, and the harness must not look for it.
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(out / "home")}
     found = subprocess.run(
-        command, cwd=TASKS, env=os.environ | offline, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=TASKS, env=os.environ | offline, capture_output=True, text=True, timeout=900, check=False
     )
     assert found.returncode == 0, found.stderr[-3000:]
     read: Samples = {}

@@ -73,7 +73,7 @@ def _untyped(source: str, documented: bool) -> str:
             lines[row] = (text[:a] + b" " * (b - a) + text[b:]).rstrip() + b"\n"
 
     def visit(node: ast.AST, typed: bool) -> None:
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             typed = documented and (not node.name.startswith("_") or node.name.startswith("__"))
             if not typed:
                 _cut_function(node, lines, cut)
@@ -87,7 +87,9 @@ def _untyped(source: str, documented: bool) -> str:
     return bare if documented else _imported(bare)
 
 
-def _cut_function(node: ast.FunctionDef, lines: list[bytes], cut: Callable[[int, int, int, int], None]) -> None:
+def _cut_function(
+    node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[bytes], cut: Callable[[int, int, int, int], None]
+) -> None:
     given = node.args
     for each in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg):
         if each and each.annotation:

@@ -95,8 +95,8 @@ def test_the_wheel_is_small_and_holds_the_package_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(command, cwd=RUNTIME, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        packed = {member.filename: member.compress_size for member in archive.infolist()}
+    archive = zipfile.ZipFile(wheel)
+    packed = {member.filename: member.compress_size for member in archive.infolist()}
     assert {name.partition("/")[0] for name in packed} == {
         "edgeship_runtime",
         f"edgeship_runtime-{edgeship_runtime.__version__}.dist-info",
@@ -108,3 +108,14 @@ def test_the_wheel_is_small_and_holds_the_package_alone(tmp_path: Path) -> None:
         if name.startswith("edgeship_runtime/") and name.split("/")[1] not in ("server", "talk")
     }
     assert sum(core.values()) < 100_000, "what runs and verifies an artifact, without conversations and the server"
+    archive.extractall(tmp_path / "installed")
+    program = """
+import importlib, pathlib, sys
+root = pathlib.Path(sys.argv[1])
+sys.path.insert(0, str(root))
+for path in sorted(root.rglob("*.py")):
+    name = path.relative_to(root).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+    if not name.endswith("__main__"):
+        assert importlib.import_module(name).__file__ == str(path)
+"""
+    python(program, str(tmp_path / "installed"))

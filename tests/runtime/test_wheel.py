@@ -36,6 +36,8 @@ class Untyped(ast.NodeTransformer):
         node.returns = None
         return node
 
+    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]  # noqa: N815
+
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None
         return node
@@ -132,6 +134,7 @@ class Public(Protocol):
         out: list[int] = [cast("int", é)]
         return out
 def _private(x: Sequence[int] = (1,)) -> list[int]: return x
+async def later(x: Decimal) -> Decimal: return x
 '''
     slim = hook.slim(source, documented=False)
     assert slim.splitlines() == [
@@ -148,6 +151,7 @@ def _private(x: Sequence[int] = (1,)) -> list[int]: return x
         '  out=[cast("int",é)]',
         "  return out",
         "def _private(x=(1,)):return x",
+        "async def later(x):return x",
     ]
     documented = hook.slim(source, documented=True)
     assert "from collections.abc import Mapping,Sequence" in documented

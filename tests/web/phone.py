@@ -150,12 +150,18 @@ class Phone:
 
 
 @contextmanager
-def phone(playwright: Any, url: str, profile: Path, *, gpu: bool = False, slower: int = SLOWER) -> Iterator[Phone]:
-    """A phone with the profile folder `profile`, which outlives it; its page is `slower` by as much."""
+def phone(
+    playwright: Any, url: str, profile: Path, *, gpu: bool = False, slower: int = SLOWER, offline: bool = True
+) -> Iterator[Phone]:
+    """A phone with the profile folder `profile`, which outlives it; its page is `slower` by as much.
+
+    `offline` False: no service worker, so that every file comes from the network.
+    """
     context = playwright.chromium.launch_persistent_context(
         str(profile),
         executable_path=CHROMIUM,
         headless=True,
+        service_workers="allow" if offline else "block",
         viewport={"width": 390, "height": 844},
         device_scale_factor=2,
         is_mobile=True,

@@ -28,7 +28,7 @@ def test_every_licence_is_there(app: App) -> None:
     assert set(named) >= SHIPPED
     for each in app.licences:
         assert each.licence in ("MIT", "Apache-2.0", "BSD-3-Clause", "BSD-2-Clause", "ISC"), each.name
-        assert len(each.text) > 400 or each.name == "guid-typescript", each.name  # whose package brings none
+        assert len(each.text) > 400, each.name
 
 
 def test_the_bundles_say_so(sites: dict[str, Path], app: App) -> None:

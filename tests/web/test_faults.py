@@ -111,7 +111,7 @@ def test_a_quota_that_is_too_small(playwright: Any, sites: dict[str, Path], tmp_
 def test_a_quota_that_is_known_before(playwright: Any, sites: dict[str, Path], tmp_path: Path) -> None:
     """Chromium says a made-up quota where it is overridden, so the worker is told one."""
     little = "navigator.storage.estimate = async () => ({ quota: 5e6, usage: 1e6 });"
-    with opened(playwright, sites["onnx"], tmp_path) as (host, here):
+    with opened(playwright, sites["onnx"], tmp_path, offline=False) as (host, here):
         [worker] = [name for name in host.site.files if name.startswith("assets/worker-") and name.endswith(".js")]
         script = little + (host.site.path / worker).read_text(encoding="utf-8")
         headers = {"Cross-Origin-Embedder-Policy": "require-corp", "Content-Type": "text/javascript"}
@@ -132,6 +132,7 @@ def test_without_webgpu(playwright: Any, sites: dict[str, Path], tmp_path: Path)
     with opened(playwright, sites["onnx"], tmp_path, "?backend=webgpu") as (_, here):
         state = here.ask("state")
         assert (state["backend"], state["adapter"]) == ("wasm", None)
+        assert "no WebGPU adapter" in here.message()  # what was asked for and cannot be had
         here.install()
         with pytest.raises(Exception, match="no WebGPU adapter"):
             here.ask("load", {"backend": "webgpu"})
@@ -144,6 +145,7 @@ def test_without_shared_memory(playwright: Any, sites: dict[str, Path], tmp_path
     with opened(playwright, sites["onnx"], tmp_path, "?backend=wasm&threads=4", isolated=False) as (_, here):
         state = here.ask("state")
         assert (state["isolated"], state["threads"]) == (False, 1)
+        assert "SharedArrayBuffer" in here.message()
         here.install()
         with pytest.raises(Exception, match="Threads need SharedArrayBuffer"):
             here.ask("load", {"threads": 2})

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """One sequence and its KV cache. Not thread-safe."""
+    """One sequence and its KV cache. Not thread-safe.
+
+    An engine that was opened with the option `sequences` is one of several: `lanes` has all of them, for a thread each,
+    and `batch.Lane` says what more they can do.
+    """
 
     name: str
     """Package and version, for reports: "onnxruntime 1.31.1"."""

@@ -27,7 +27,7 @@ from edgeship_runtime.verify import verify
 from encoders import write_bert, write_rewriter
 from tolerances import COSINE_FLOAT, COSINE_INT8, COSINE_MINILM_INT8
 
-pytestmark = [pytest.mark.exporter, pytest.mark.parity]
+pytestmark = [pytest.mark.exporter, pytest.mark.parity, pytest.mark.timeout(900)]  # they import torch each time
 TEXTS = ["the cat sat on a mat", "a dog", "we ran and the red house is not blue", "other words"]
 
 

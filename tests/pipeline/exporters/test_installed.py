@@ -176,7 +176,9 @@ def test_an_encoder_with_a_decoder_answers_as_transformers_has_it(export: Any, t
 @pytest.mark.parametrize("kind", ["t5", "marian"])
 def test_an_encoder_with_a_decoder_in_int8(export: Any, tmp_path: Path, kind: str) -> None:
     write_rewriter(tmp_path / kind, kind)
-    report = export(tmp_path / kind, "exporter: optimum\noptimum: {task: text2text-generation}")
+    # Random weights of 32 columns lose more to 8 bits than trained ones do.
+    text = "exporter: optimum\noptimum: {task: text2text-generation}\naccept: {cosine: 0.9}"
+    report = export(tmp_path / kind, text)
     found = verify(report.artifact)
     assert found.verdict == "pass"
     manifest = json.loads((report.artifact / "onnx" / "edgeship.json").read_text())

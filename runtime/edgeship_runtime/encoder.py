@@ -144,6 +144,9 @@ class Encoder(Model):
                 found[place] = (self._reading(row), tokens[place])
         return found
 
+    def render(self, messages: Any, **given: Any) -> NoReturn:
+        raise self._other("generates no text")
+
     def stream(self, prompt: Any, options: Any = None, **given: Any) -> NoReturn:
         raise self._other("generates no text")
 

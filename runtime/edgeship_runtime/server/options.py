@@ -57,6 +57,7 @@ def add_serve(commands: Any, make: Make, add_engine: Add) -> None:
     description = "answer OpenAI's and Ollama's clients over HTTP, on this machine unless told otherwise"
     parser = make(commands, "serve", description, "serve artifacts/tiny-int4 --port 8080", artifacts="*")
     parser.add_argument("--new-key", metavar="NAME", help="add a key to --api-key-file, print it once, and end")
+    parser.add_argument("--json", action="store_true", help="print the address, or the key, as one object")
     _add_server(parser, add_engine)
 
 

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from edgeship_runtime.commands import engine_options
-from edgeship_runtime.console import safe
+from edgeship_runtime.console import print_json, safe
 from edgeship_runtime.errors import ResourceError, UsageError, missing_package
 from edgeship_runtime.server.keys import new_key, read_keys
 from edgeship_runtime.server.options import LIMITS, dest
@@ -30,7 +30,11 @@ def serve(args: argparse.Namespace) -> int:
     if args.new_key is not None:
         if args.api_key_file is None:
             raise UsageError("--new-key: there is no file to keep it in", hint="give --api-key-file FILE")
-        print(new_key(Path(args.api_key_file), args.new_key))
+        key = new_key(Path(args.api_key_file), args.new_key)
+        if args.json:
+            print_json({"name": args.new_key, "key": key}, indent=None)
+        else:
+            print(key)
         return 0
     settings = read_settings(args)
     check_ready(settings)
@@ -39,7 +43,11 @@ def serve(args: argparse.Namespace) -> int:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     names = safe(", ".join(settings.artifacts))
-    print(f"serving {names} at http://{shown}:{port}", file=sys.stderr, flush=True)
+    address = f"http://{shown}:{port}"
+    if args.json:
+        print_json({"artifacts": list(settings.artifacts), "url": address}, indent=None)
+        sys.stdout.flush()
+    print(f"serving {names} at {address}", file=sys.stderr, flush=True)
     uvicorn_server(server).run([listener])
     return 0
 

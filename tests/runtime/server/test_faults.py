@@ -317,6 +317,16 @@ def test_what_the_command_refuses(tiny: Path, tmp_path: Path) -> None:
         assert "cannot listen" in refused(str(tiny), "--port", str(taken.getsockname()[1]))
 
 
+def test_the_address_and_keys_as_json(tiny: Path, tmp_path: Path) -> None:
+    made = command_line.start("serve", "--new-key", "ann", "--api-key-file", str(tmp_path / "keys"), "--json")
+    key = json.loads(made.communicate(timeout=30)[0])
+    assert key == {"name": "ann", "key": key["key"]}
+    process, url = started(tiny, "--json")
+    process.terminate()
+    out, _ = process.communicate(timeout=20)
+    assert json.loads(out) == {"artifacts": ["tiny"], "url": url}
+
+
 def test_a_key_made_by_the_command_opens_the_server(tiny: Path, tmp_path: Path) -> None:
     keys = str(tmp_path / "keys")
     made = command_line.start("serve", "--new-key", "ann", "--api-key-file", keys)

@@ -75,18 +75,26 @@ def test_a_second_export_leaves_the_first_alone(artifact: Path) -> None:
 
 @pytest.mark.parametrize("command", ["edgeship", "edgeship-runtime"])
 def test_every_command_helps_with_an_example(command: str) -> None:
-    listed = re.findall(r"^ {2,4}([a-z]+)  +\S", run(command, "--help").stdout, re.MULTILINE)
+    listed = [[name] for name in commands_in(run(command, "--help").stdout)]
     assert len(listed) >= 4, listed
-    for name in listed:
-        text = run(command, name, "--help").stdout
-        assert f"{command} {name}" in text.split("Usage", 1)[-1].split("\n", 1)[1] or "xample" in text, text
-        assert "--json" in text or name == "schema", text
+    for words in listed:
+        text = run(command, *words, "--help").stdout
+        assert f"{command} {' '.join(words)}" in text.split("Usage", 1)[-1].split("\n", 1)[1] or "xample" in text, text
+        if " ACTION" in text:
+            listed += [[*words, name] for name in commands_in(text)]
+        else:
+            assert "--json" in text or words == ["schema"], text
+
+
+def commands_in(help_text: str) -> list[str]:
+    """The commands, or actions of a command, that a help lists."""
+    return re.findall(r"^[ │]{2,4}([a-z][a-z-]+)(?:  +\S|$)", help_text, re.MULTILINE)
 
 
 def test_the_readme_names_what_there_is() -> None:
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    assert set(re.findall(r"(?:^|`|\$ )make ([a-z]+)", readme, re.MULTILINE)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"(?:^|`|\$ )make ([a-z-]+)", readme, re.MULTILINE)) <= targets
     house = readme[readme.index("## The house") :]
     places = re.findall(r"^\| `([a-z_/]+)` \|", house, re.MULTILINE)
     assert places

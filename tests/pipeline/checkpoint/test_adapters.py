@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -47,13 +46,14 @@ def train(checkpoint: Path, out: Path, **config: Any) -> Path:
 
 
 def loaded(checkpoint: Path) -> tuple[Any, Any, Any]:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'edgeship[test]'")
-    import torch
-    from transformers import AutoModelForCausalLM
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")  # read when the hub client is imported
+        peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'edgeship[test]'")
+        import torch
+        from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(2)
-    return peft, torch, AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        torch.set_num_threads(2)
+        return peft, torch, AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
 
 
 def merged_by_peft(checkpoint: Path, *adapters: Path) -> dict[str, np.ndarray[Any, Any]]:

@@ -26,6 +26,7 @@ from edgeship_runtime import prefix_files
 from edgeship_runtime.engines.batch import Lane
 from edgeship_runtime.server import service
 from served import COLD, HOT, Served, serving
+from small_disks import small_disk
 from toy_gguf import needs_llamacpp
 
 FORMS = ["onnx", pytest.param("gguf", marks=needs_llamacpp)]
@@ -200,6 +201,21 @@ def test_a_disk_that_is_full_while_prefixes_are_saved(
         assert again["choices"][0]["message"]["content"] == right
         assert served.ask().json()["choices"][0]["message"]["content"] == COLD
     assert [each for each in (tmp_path / "states").rglob("*") if each.is_file()], "there is room again"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_disk_without_room_for_a_prefix(tiny: Path, tmp_path: Path, form: str) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        filler = disk / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        with serving({"tiny": tiny / form}, prefix_dir=disk) as served:
+            assert served.ask().status_code == 200
+            served.server.service.shelf.drop("tiny")  # which saves what it holds
+            assert [each for each in disk.rglob("*") if each.is_file()] == [filler]
+            assert served.events("prefix")
+            assert served.ask().json()["choices"][0]["message"]["content"] == COLD
 
 
 @pytest.mark.parametrize("form", FORMS)

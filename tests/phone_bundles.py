@@ -14,7 +14,8 @@ from bundles import PIP, write_fake_wheel
 from edgeship import catalog
 from edgeship.progress import Silent
 from edgeship.ship import android_runner, wheels
-from edgeship.ship.bundle import Bundle, make_bundle
+from edgeship.ship.bundle import make_bundle
+from edgeship.ship.making import Bundle
 
 PHONE = catalog.find_device("android-flagship")
 DOCTOR = {

@@ -13,8 +13,7 @@ from edgeship.errors import UsageError
 if TYPE_CHECKING:
     from edgeship.device import Device
     from edgeship.ship.archive import Kind
-    from edgeship.ship.bundle import Bundle
-    from edgeship.ship.web_bundle import WebBundle
+    from edgeship.ship.making import Bundle
 
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object; errors too.")]
 DeviceName = Annotated[
@@ -121,7 +120,7 @@ def _bundle_web(
         _show_web(made)
 
 
-def _show_web(made: WebBundle) -> None:
+def _show_web(made: Bundle) -> None:
     from edgeship import show
     from edgeship.sizes import format_size
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,7 @@ from edgeship import __version__
 from edgeship.errors import ArtifactError, DependencyError, PlanError
 from edgeship.progress import Progress
 from edgeship.ship import android_runner, archive, installer, llamacpp_wheel, making, wheels
-from edgeship.ship.making import Source
+from edgeship.ship.making import Bundle, Source
 from edgeship.ship.wheel_files import Wheel
 from edgeship.ship.wheels import LLAMA, Target
 from edgeship_runtime.manifest import (
@@ -30,46 +30,6 @@ RUNNER = "runner"
 _DIGITS = 12  # of the digest, in names
 _WITHOUT_MODEL = "runtime"
 _SPARE_MB = 60  # bytecode that is written at the first run, and what the file system takes for itself
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A bundle that was made: its folder, its archive (None where not asked for), files, wheels and sizes in bytes."""
-
-    path: Path
-    archive: Path | None
-    name: str
-    device: str
-    engine: str
-    digest: str
-    files: Mapping[str, FileEntry]
-    wheels: tuple[Wheel, ...]
-
-    @property
-    def size(self) -> int:
-        return sum(entry.size for entry in self.files.values())
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes by wheel file, and of the artifact."""
-        sizes = {w.path.name: w.size for w in self.wheels}
-        sizes |= {name: e.size for name, e in self.files.items() if name.startswith(f"{RUNNER}/")}
-        model = sum(entry.size for name, entry in self.files.items() if name.startswith("artifact/"))
-        return sizes | ({"artifact": model} if model else {})
-
-    def to_json(self) -> dict[str, Any]:
-        """What `bundle --json` prints."""
-        return {
-            "bundle": str(self.path),
-            "archive": str(self.archive) if self.archive else None,
-            "archive_bytes": self.archive.stat().st_size if self.archive else None,
-            "name": self.name,
-            "device": self.device,
-            "engine": self.engine,
-            "digest": self.digest,
-            "size_bytes": self.size,
-            "sizes": self.sizes,
-        }
 
 
 def make_bundle(
@@ -112,7 +72,8 @@ def make_bundle(
                 _copy(model, folder / "artifact", progress)
             made = _describe(folder, device, engine, name, model if with_model else None)
             packed = making.pack(folder, kind, progress)
-            return _published(made, packed, out)
+            final, packed = making.publish(folder, packed, out)
+    return replace(made, path=final, archive=packed)
 
 
 def _check(device: Target, engine: str | None) -> str | None:
@@ -213,7 +174,15 @@ def _describe(folder: Path, device: Target, engine: str, name: str, model: Sourc
     files = dict(sorted((files | collect_files(folder, skip=files)).items()))
     body = _body(facts, digest, files, found, model)
     (folder / "bundle.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    return Bundle(folder, None, name, device.name, engine, digest, files, tuple(found))
+    return Bundle(folder, None, name, device.name, engine, digest, files, _sizes(found, files))
+
+
+def _sizes(found: Sequence[Wheel], files: Mapping[str, FileEntry]) -> dict[str, int]:
+    """Bytes by wheel file and by program, and of the artifact."""
+    sizes = {w.path.name: w.size for w in found}
+    sizes |= {name: e.size for name, e in files.items() if name.startswith(f"{RUNNER}/")}
+    model = sum(entry.size for name, entry in files.items() if name.startswith("artifact/"))
+    return sizes | ({"artifact": model} if model else {})
 
 
 def _check_copy(files: Mapping[str, FileEntry], model: Source | None) -> None:
@@ -245,9 +214,3 @@ def _body(
         "wheels": [{"file": w.path.name, "name": w.name, "version": w.version, "size": w.size} for w in found],
         "files": {name: {"size": entry.size, "sha256": entry.sha256} for name, entry in files.items()},
     }
-
-
-def _published(made: Bundle, packed: Path | None, out: Path) -> Bundle:
-    final, packed = making.publish(made.path, packed, out)
-    found = tuple(wheels.read_wheels(final / "wheels"))
-    return Bundle(final, packed, made.name, made.device, made.engine, made.digest, made.files, found)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -17,7 +18,7 @@ from edgeship.progress import Progress
 from edgeship.ship import archive
 from edgeship_runtime.engines import FORMAT_OF
 from edgeship_runtime.errors import EdgeshipRuntimeError
-from edgeship_runtime.manifest import FORMATS, MANIFEST_NAME, Manifest, check_files, locate, read_manifest
+from edgeship_runtime.manifest import FORMATS, MANIFEST_NAME, FileEntry, Manifest, check_files, locate, read_manifest
 
 ENGINES = tuple(FORMAT_OF)
 
@@ -28,6 +29,41 @@ class Source:
 
     directory: Path
     manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was made: its folder, its archive (None where not asked for), its files, and bytes by part."""
+
+    path: Path
+    archive: Path | None
+    name: str
+    device: str
+    engine: str
+    digest: str
+    files: Mapping[str, FileEntry]
+    sizes: Mapping[str, int]
+    audit: str = ""
+    """What npm says of the packages in a site; empty for bundles without any."""
+
+    @property
+    def size(self) -> int:
+        return sum(entry.size for entry in self.files.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """What `bundle --json` prints."""
+        values = {
+            "bundle": str(self.path),
+            "archive": str(self.archive) if self.archive else None,
+            "archive_bytes": self.archive.stat().st_size if self.archive else None,
+            "name": self.name,
+            "device": self.device,
+            "engine": self.engine,
+            "digest": self.digest,
+            "size_bytes": self.size,
+            "sizes": dict(self.sizes),
+        }
+        return values | ({"audit": self.audit} if self.audit else {})
 
 
 def check_engine(engine: str | None) -> None:

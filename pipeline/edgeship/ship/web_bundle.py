@@ -11,7 +11,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib.resources import files as resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +21,7 @@ from edgeship.device import Device
 from edgeship.errors import ArtifactError, PlanError
 from edgeship.progress import Progress
 from edgeship.ship import archive, making, transformers_js
-from edgeship.ship.making import Source
+from edgeship.ship.making import Bundle, Source
 from edgeship.ship.web_app import App, audit_summary, find_app
 from edgeship.sizes import format_size
 from edgeship_runtime.engines import FORMAT_OF
@@ -42,49 +41,6 @@ MAX_FILE = (1 << 31) - 1
 """Bytes of one file: what an ArrayBuffer holds in every browser, and wllama's own limit."""
 
 
-@dataclass(frozen=True)
-class WebBundle:
-    """A site that was made: its folder, its archive (None where not asked for), and its files; sizes in bytes."""
-
-    path: Path
-    archive: Path | None
-    name: str
-    device: str
-    engine: str
-    digest: str
-    files: Mapping[str, FileEntry]
-    app_bytes: int
-    audit: str
-
-    @property
-    def size(self) -> int:
-        return sum(entry.size for entry in self.files.values())
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of the app, the engine, and the artifact."""
-        by_folder = {"engine": "engines/", "artifact": "model/"}
-        return {"app": self.app_bytes} | {
-            what: sum(e.size for name, e in self.files.items() if name.startswith(folder))
-            for what, folder in by_folder.items()
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """What `bundle --json` prints."""
-        return {
-            "bundle": str(self.path),
-            "archive": str(self.archive) if self.archive else None,
-            "archive_bytes": self.archive.stat().st_size if self.archive else None,
-            "name": self.name,
-            "device": self.device,
-            "engine": self.engine,
-            "digest": self.digest,
-            "size_bytes": self.size,
-            "sizes": self.sizes,
-            "audit": self.audit,
-        }
-
-
 def make_web_bundle(
     artifact: Path,
     device: Device,
@@ -95,7 +51,7 @@ def make_web_bundle(
     split: bool = False,
     kind: archive.Kind | None = "gz",
     progress: Progress,
-) -> WebBundle:
+) -> Bundle:
     """Make OUT/NAME-DEVICE-ENGINE/ and an archive beside it; one of that name is replaced when all is done.
 
     `app`: a folder that was built; None: built from its sources with npm. `split`: each part is a file of its own, for
@@ -118,11 +74,19 @@ def make_web_bundle(
             _copy_app(built, FORMAT_OF[engine], folder)
             placed = _place(source, folder, split=split, progress=progress)
             _write_site(source, placed, built, folder)
-            made = _describe(source, device, engine, name, built, folder, split=split)
+            digest, files = _describe(source, device, engine, name, built, folder, split=split)
             packed = making.pack(folder, kind, progress)
             final, packed = making.publish(folder, packed, out)
-    own = sum(built.files[each].size for each in built.own)
-    return WebBundle(final, packed, name, device.name, engine, *made, own, audit_summary(built.audit))
+    sizes = _sizes(built, files)
+    return Bundle(final, packed, name, device.name, engine, digest, files, sizes, audit_summary(built.audit))
+
+
+def _sizes(app: App, files: Mapping[str, FileEntry]) -> dict[str, int]:
+    """Bytes of the app, the engine, and the artifact."""
+    by_folder = {"engine": "engines/", "artifact": "model/"}
+    return {"app": sum(app.files[each].size for each in app.own)} | {
+        what: sum(e.size for name, e in files.items() if name.startswith(folder)) for what, folder in by_folder.items()
+    }
 
 
 def _check(source: Source) -> None:

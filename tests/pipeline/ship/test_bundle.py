@@ -21,8 +21,9 @@ from edgeship.device import Device
 from edgeship.errors import ArtifactError, DependencyError, PlanError, ResourceError, UsageError
 from edgeship.progress import Silent
 from edgeship.ship import archive, llamacpp_wheel, making, wheels
-from edgeship.ship.bundle import Bundle, make_bundle
+from edgeship.ship.bundle import make_bundle
 from edgeship.ship.contents import read_contents
+from edgeship.ship.making import Bundle
 from edgeship_runtime.manifest import read_manifest
 from toy_artifact import write_toy
 
@@ -286,6 +287,8 @@ def test_command(make: Make, artifact: Path, tmp_path: Path, capsys: pytest.Capt
     says = json.loads(capsys.readouterr().out)
     assert Path(says["archive"]).stat().st_size == says["archive_bytes"]
     assert sum(says["sizes"].values()) < says["size_bytes"]
+    about = ["bundle", "archive", "archive_bytes", "name", "device", "engine", "digest", "size_bytes", "sizes"]
+    assert list(says) == about
     assert run(arguments) == 0
     out = capsys.readouterr().out
     assert "edgeship_runtime-1.0-py3-none-any.whl" in out

@@ -21,9 +21,10 @@ from edgeship import catalog, cli
 from edgeship.errors import DependencyError, HostError, PlanError, UsageError
 from edgeship.progress import Silent as Quiet
 from edgeship.ship import android_runner, wheels
-from edgeship.ship.bundle import Bundle, make_bundle
+from edgeship.ship.bundle import make_bundle
 from edgeship.ship.contents import read_contents
 from edgeship.ship.course import Options
+from edgeship.ship.making import Bundle
 from edgeship.ship.native_course import Native
 from edgeship.ship.nfc_tables import nfc_tables
 from edgeship.ship.teller import Silent

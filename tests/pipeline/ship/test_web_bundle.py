@@ -20,14 +20,15 @@ from edgeship.cli import run
 from edgeship.errors import ArtifactError, DependencyError, PlanError, SourceError, UsageError
 from edgeship.progress import Silent
 from edgeship.ship import transformers_js, web_app, web_bundle
+from edgeship.ship.making import Bundle
 from edgeship.ship.web_app import audit_summary, find_app, read_app
-from edgeship.ship.web_bundle import WebBundle, make_web_bundle
+from edgeship.ship.web_bundle import make_web_bundle
 from edgeship_runtime.manifest import read_manifest
 from toy_artifact import write_toy
 from web_apps import AUDIT, write_app
 
 PHONE = catalog.find_device("phone-web")
-Make = Callable[..., WebBundle]
+Make = Callable[..., Bundle]
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +43,19 @@ def app(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(app: Path, tmp_path: Path) -> Make:
-    def made(artifact: Path, engine: str | None = None, **options: Any) -> WebBundle:
+    def made(artifact: Path, engine: str | None = None, **options: Any) -> Bundle:
         given = {"app": app, "out": tmp_path / "out", "progress": Silent(), "kind": None} | options
         return make_web_bundle(artifact, PHONE, engine, given.pop("out"), **given)
 
     return made
 
 
-def site(made: WebBundle) -> dict[str, Any]:
+def site(made: Bundle) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((made.path / "site.json").read_text())
     return value
 
 
-def joined(made: WebBundle, entry: dict[str, Any]) -> bytes:
+def joined(made: Bundle, entry: dict[str, Any]) -> bytes:
     """A file as the app puts it together: each part from its own address, or a range of the file's."""
     pieces = []
     for part in entry["parts"]:
@@ -103,7 +104,10 @@ def test_layout(make: Make, artifact: Path) -> None:
     assert says["device"] == PHONE.to_json()
     assert says["artifact"]["digest"] == hashlib.sha256((artifact / "onnx/edgeship.json").read_bytes()).hexdigest()
     assert made.sizes["artifact"] > made.sizes["app"] > 0
-    assert made.to_json()["audit"] == "no known vulnerability"
+    told = made.to_json()
+    assert list(told["sizes"]) == ["app", "engine", "artifact"]
+    assert list(told)[-2:] == ["sizes", "audit"]
+    assert told["audit"] == "no known vulnerability"
 
 
 def test_licences_and_audit_are_listed(make: Make, artifact: Path) -> None:

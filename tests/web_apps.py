@@ -1,4 +1,4 @@
-"""A stand-in of the built browser app: small files in the layout of the real one."""
+"""A stand-in of the built browser app, small files in the layout of the real one; and what its browser calls itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeship_runtime.files import describe_file
 
+AGENT = "Mozilla/5.0 (Linux; Android 16) AppleWebKit/537.36 Chrome/156.0 Mobile"
 INDEX = "<!doctype html><html lang=en><title>stand-in</title><script type=module src=assets/app.js></script></html>\n"
 AUDIT: dict[str, Any] = {"metadata": {"vulnerabilities": {"low": 0, "high": 0, "total": 0}}}
 LICENCE = {"name": "onnxruntime-web", "version": "1.30.0", "licence": "MIT", "text": "Permission is hereby granted\n"}

@@ -3,118 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Coroutine, Generator
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
-from edgeship_runtime.errors import ArtifactError, EngineError, UsageError
+from edgeship_runtime.errors import EngineError, UsageError
 from edgeship_runtime.server.problems import RequestError
-from edgeship_runtime.server.scheduler import Job, Scheduler
-from edgeship_runtime.server.shelf import Shelf
-
-
-class FakeModel:
-    """A model that answers nothing, on an engine that takes a while."""
-
-    def __init__(self, lanes: int) -> None:
-        self.engine = SimpleNamespace(name="none", evaluate=lambda tokens: time.sleep(0.01))
-        self.more = lanes - 1
-
-    def lanes(self) -> list[FakeModel]:
-        return [self, *(FakeModel(1) for _ in range(self.more))]
-
-    def keep(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class Bench:
-    """A scheduler over three models that are nothing but names, and what happened to them."""
-
-    def __init__(
-        self,
-        *,
-        rss_mb: Callable[[], float] = lambda: 0.0,
-        memory_mb: float | None = None,
-        lanes: int = 1,
-        parallel: int = 4,
-        **limits: Any,
-    ) -> None:
-        self.lanes = lanes
-        self.opened: list[str] = []
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.done: list[str] = []
-        self.fails = ""
-        self.gate = threading.Event()
-        shelf = Shelf(
-            {name: Path("/nowhere") / name for name in ("a", "b", "c")},
-            self.open,
-            memory_mb=memory_mb,
-            rss_mb=rss_mb,
-            report=lambda event, **members: self.events.append((event, members)),
-        )
-        self.shelf = shelf
-        self.scheduler = Scheduler(
-            shelf, lambda event, **more: self.events.append((event, more)), parallel=parallel, **limits
-        )
-
-    def open(self, path: Path) -> Any:
-        if self.fails:
-            raise ArtifactError(f"{path}: {self.fails}")
-        self.opened.append(path.name)
-        return FakeModel(self.lanes)
-
-    def work(self, name: str = "", items: int = 3, error: Exception | None = None) -> Any:
-        def run(model: Any) -> Generator[int, None, None]:
-            yield from range(items)
-            if error is not None:
-                raise error
-            self.done.append(name)
-
-        return run
-
-    def hold(self) -> Any:
-        """Work that runs until the gate opens."""
-
-        def run(model: Any) -> Generator[int, None, None]:
-            yield 0
-            self.gate.wait(10)
-            yield 1
-
-        return run
-
-
-def play(bench: Bench, scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    bench.scheduler.start()
-    try:
-        asyncio.run(scene())
-    finally:
-        bench.gate.set()
-        assert bench.scheduler.close(5)
-
-
-async def read(job: Job) -> list[Any]:
-    return [item async for item in job.items()]
-
-
-async def refusal(job: Job) -> RequestError:
-    with pytest.raises(RequestError) as caught:
-        await read(job)
-    return caught.value
-
-
-async def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
-    while not true():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
+from scheduling import Bench, play, read, refusal, until
 
 
 def test_clients_take_turns_whoever_asked_first() -> None:
@@ -152,6 +49,21 @@ def test_a_full_queue_refuses_the_greediest() -> None:
         assert await read(first) == await read(other) == [0, 1, 2]
 
     play(bench, scene)
+
+
+def test_what_nobody_waits_for_takes_no_place_in_the_queue() -> None:
+    bench = Bench(queue_limit=1)
+
+    async def scene() -> None:
+        bench.scheduler.submit("x", "a", bench.hold())
+        await until(lambda: bool(bench.scheduler.running))
+        bench.scheduler.submit("y", "a", bench.work("left")).cancel()
+        stays = bench.scheduler.submit("z", "a", bench.work("stays"))
+        bench.gate.set()
+        assert await read(stays) == [0, 1, 2]
+
+    play(bench, scene)
+    assert bench.done == ["stays"]
 
 
 def test_a_cancelled_request_never_runs_or_ends_at_its_next_item() -> None:
@@ -317,124 +229,3 @@ def test_the_end_does_not_wait_longer_than_its_grace() -> None:
         assert (await refusal(job)).code == "ending"
 
     play(bench, scene)
-
-
-class Held:
-    """Work that runs until it is let go, and which lane's model it got."""
-
-    def __init__(self) -> None:
-        self.models: list[Any] = []
-        self.gates = [threading.Event() for _ in range(8)]
-
-    def work(self, number: int) -> Any:
-        def run(model: Any) -> Generator[int, None, None]:
-            self.models.append(model)
-            yield number
-            self.gates[number].wait(10)
-            yield number
-
-        return run
-
-    def release(self) -> None:
-        for gate in self.gates:
-            gate.set()
-
-
-def test_as_many_run_at_once_as_there_are_lanes() -> None:
-    bench, held = Bench(lanes=3), Held()
-
-    async def scene() -> None:
-        jobs = [bench.scheduler.submit("x", "a", held.work(i)) for i in range(5)]
-        await until(lambda: len(held.models) == 3)
-        await asyncio.sleep(0.05)
-        assert (bench.scheduler.running, bench.scheduler.waiting) == (3, 2)
-        held.gates[1].set()  # one leaves, the next joins
-        assert await read(jobs[1]) == [1, 1]
-        await until(lambda: len(held.models) == 4)
-        assert len({id(model) for model in held.models}) == 3
-        held.release()
-        assert [await read(job) for job in jobs if job is not jobs[1]] == [[0, 0], [2, 2], [3, 3], [4, 4]]
-
-    play(bench, scene)
-    assert bench.opened == ["a"]
-
-
-def test_no_more_run_at_once_than_allowed() -> None:
-    bench, held = Bench(lanes=3, parallel=2), Held()
-
-    async def scene() -> None:
-        jobs = [bench.scheduler.submit("x", "a", held.work(i)) for i in range(3)]
-        await until(lambda: len(held.models) == 2)
-        await asyncio.sleep(0.05)
-        assert bench.scheduler.running == 2
-        held.release()
-        for job in jobs:
-            await read(job)
-
-    play(bench, scene)
-
-
-def test_another_model_waits_for_the_lanes_and_who_comes_later_waits_behind_it() -> None:
-    bench, held = Bench(lanes=2), Held()
-
-    async def scene() -> None:
-        first = bench.scheduler.submit("x", "a", held.work(0))
-        await until(lambda: bench.scheduler.running == 1)
-        other = bench.scheduler.submit("y", "b", held.work(1))
-        later = bench.scheduler.submit("z", "a", held.work(2))
-        await asyncio.sleep(0.05)
-        assert (bench.scheduler.running, bench.scheduler.waiting) == (1, 2)
-        held.release()
-        assert [await read(job) for job in (first, other, later)] == [[0, 0], [1, 1], [2, 2]]
-
-    play(bench, scene)
-    assert bench.opened == ["a", "b"]
-
-
-def test_a_client_gets_the_lane_it_had() -> None:
-    bench, held = Bench(lanes=2), Held()
-    held.release()
-
-    async def scene() -> None:
-        for client in ("x", "y", "y", "x", "x", "y"):
-            await read(bench.scheduler.submit(client, "a", held.work(0)))
-            await until(lambda: not bench.scheduler.running)
-
-    play(bench, scene)
-    one, other = held.models[:2]
-    assert one is not other
-    assert held.models == [one, other, other, one, one, other]
-
-
-def test_a_model_that_failed_is_closed_once_its_last_request_has_ended() -> None:
-    bench, held = Bench(lanes=2), Held()
-
-    async def scene() -> None:
-        whole = bench.scheduler.submit("x", "a", held.work(0))
-        await until(lambda: bench.scheduler.running == 1)
-        broken = await refusal(bench.scheduler.submit("y", "a", bench.work(error=EngineError("it broke"))))
-        assert broken.status == 503
-        later = bench.scheduler.submit("y", "a", bench.work("later"))
-        await asyncio.sleep(0.05)
-        assert (bench.scheduler.running, bench.scheduler.waiting, bench.opened) == (1, 1, ["a"])
-        held.release()
-        assert await read(whole) == [0, 0]
-        assert await read(later) == [0, 1, 2]
-
-    play(bench, scene)
-    assert bench.opened == ["a", "a"]
-
-
-def test_what_nobody_waits_for_takes_no_place_in_the_queue() -> None:
-    bench = Bench(queue_limit=1)
-
-    async def scene() -> None:
-        bench.scheduler.submit("x", "a", bench.hold())
-        await until(lambda: bool(bench.scheduler.running))
-        bench.scheduler.submit("y", "a", bench.work("left")).cancel()
-        stays = bench.scheduler.submit("z", "a", bench.work("stays"))
-        bench.gate.set()
-        assert await read(stays) == [0, 1, 2]
-
-    play(bench, scene)
-    assert bench.done == ["stays"]

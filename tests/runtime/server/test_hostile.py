@@ -1,6 +1,6 @@
 """Hostile requests: errors of their own, nothing of the machine or of a prompt in answers and logs, and no way around.
 
-The cases are those of tests/hostile.py; each has a connection of its own.
+The cases are those of tests/hostile_bodies.py and tests/hostile_http.py; each has a connection of its own.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ from edgeship_runtime.server import service
 from edgeship_runtime.server.gate import Gate
 from edgeship_runtime.server.keys import digest
 from edgeship_runtime.server.settings import Settings
-from hostile import CASES, CHAT, SECRET, USER, Case
+from hostile import CHAT, SECRET, USER, Case
 from hostile import http as request
+from hostile_bodies import ASKING
+from hostile_http import SENDING
 from scripted import Engine, model_of
 from served import COLD, Served, serving
 from tolerances import HOSTILE_SECONDS
 from toy_artifact import VOCAB
+
+CASES = [*ASKING, *SENDING]
 
 
 def exchange(served: Served, sent: bytes, seconds: float = 60) -> tuple[int | None, bytes]:

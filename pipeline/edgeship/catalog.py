@@ -13,8 +13,9 @@ from typing import TypeVar
 from edgeship.device import KIND as DEVICE
 from edgeship.device import LOCAL, Device, read_device
 from edgeship.fields import did_you_mean, found
-from edgeship.recipe import KIND as RECIPE
-from edgeship.recipe import Recipe, read_recipe
+from edgeship.recipe import Recipe
+from edgeship.recipe_file import KIND as RECIPE
+from edgeship.recipe_file import read_recipe
 from edgeship.yaml_model import NAME, Kind
 
 _PACKAGE = Path(__file__).parent

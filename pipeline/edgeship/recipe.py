@@ -1,13 +1,12 @@
-"""A recipe: which checkpoint becomes which artifact. Frozen models, read from YAML with every error at once.
+"""A recipe: which checkpoint becomes which artifact, its sections as frozen models.
 
-`read_recipe` is the one way from a file to a `Recipe`. What a value may be stands in the models below and nowhere
-else: validation, the messages, the JSON Schema (`schema.py`) and the reference in the README (`docs.py`) read it there.
+What a value may be stands in them and nowhere else: validation, the messages of `recipe_file.py`, the JSON Schema
+(`schema.py`) and the reference in the README (`docs.py`) read it there.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -15,30 +14,25 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from edgeship import yaml_source
 from edgeship.budget import Mixed
 from edgeship.calibration import Calibration
 from edgeship.encodings import Encoding, WeightType, encoding_of
-from edgeship.errors import RecipeError, UsageError
+from edgeship.errors import UsageError
 from edgeship.exporter import ExporterName, Olive, Optimum, changed, fields_of, refuse_misplaced
-from edgeship.fields import did_you_mean, explain, found
+from edgeship.fields import did_you_mean, found
 from edgeship.quant.mixes import MixName
-from edgeship.yaml_model import NAME, AsTuple, Distinct, Frozen, Kind, Line, extended, load
-from edgeship.yaml_source import Document, KeyPath, Problem
+from edgeship.yaml_model import NAME, AsTuple, Distinct, Frozen, Line
 
 Host = Literal["huggingface", "modelscope", "local"]
 Format = Literal["onnx", "gguf"]
 Algorithm = Literal["rtn", "rtn-search", "gptq"]
 
 REPO = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
-BUILTIN = "builtin"
-"""The `source.path` that stands for the tiny checkpoint inside this package."""
 
 
 class Source(Frozen):
@@ -298,35 +292,6 @@ class Recipe(Frozen):
         return values | {"imatrix": self.imatrix and Path(self.imatrix).name, "adapters": names}
 
 
-KEYS = ("extends", *(f for f in Recipe.model_fields if f != "name"))
-"""The top-level keys of a recipe's file."""
-
-
-def read_recipe(path: Path, catalogue: Mapping[str, Path] | None = None) -> Recipe:
-    """The recipe in a YAML file; `catalogue` is where `extends: name` looks, after the file's own directory.
-
-    A local `source.path` comes back absolute. Raises RecipeError with every problem of the file and its line.
-    """
-    document = load(path, KIND)
-    if not re.fullmatch(NAME, path.stem):
-        text = f"the recipe is called {found(path.stem)} after its file; expected letters, digits, '.', '_' and '-'"
-        document.problems.append(Problem(document.start, text))
-    problems = list(document.problems)
-    recipe = None
-    if document.data is not None:
-        document, whole = extended(document, path, catalogue or {}, problems, KIND)
-        recipe = _validated(document, path.stem, problems)
-        if not whole:  # what the base might hold is not missing
-            problems = [p for p in problems if not p.text.startswith("missing key")]
-    if problems or recipe is None:
-        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise RecipeError(
-            f"{path}: {count}; nothing was done.\n{yaml_source.show(problems)}",
-            hint="the fields of a recipe: README.md, or `edgeship schema` for an editor that completes them",
-        )
-    return recipe
-
-
 def chosen_formats(recipe: Recipe, asked: Sequence[str]) -> tuple[str, ...]:
     """The formats to write: those asked for, of the recipe's, or all of these. Raises UsageError at another one."""
     for name in asked:
@@ -356,68 +321,3 @@ def with_algorithm(recipe: Recipe, name: str | None) -> Recipe:
     scheme = recipe.scheme.model_copy(update={"algorithm": name})
     calibration = (recipe.calibration or Calibration()) if scheme.calibrates else None
     return recipe.model_copy(update={"scheme": scheme, "calibration": calibration})
-
-
-def _alternatives(key: str, base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
-    """A scheme that names a mix, one with a budget, and one that names types: one replaces the other whole."""
-    return key == "scheme" and bool(over) and any((k in base) != (k in over) for k in ("mix", "mixed"))
-
-
-KIND = Kind("recipe", RecipeError, "edgeship recipes", _alternatives)
-
-
-def _validated(document: Document, name: str, problems: list[Problem]) -> Recipe | None:
-    assert document.data is not None
-    data = {k: v for k, v in document.data.items() if k != "extends"}
-    if "name" in data:
-        text = "unknown key 'name'; a recipe is called after its file"
-        problems.append(Problem(document.place(("name",), key=True), text))
-    safe = name if re.fullmatch(NAME, name) else "recipe"  # the unsafe name is a problem already
-    try:
-        recipe = Recipe.model_validate(data | {"name": safe})
-    except ValidationError as e:
-        for error in e.errors(include_url=False):
-            path = (*error["loc"], *(k for k in [error.get("ctx", {}).get("key")] if k))
-            place = document.place(path, key=error["type"] in ("extra_forbidden", "path_not_local"))
-            problems.append(Problem(place, explain(Recipe, dict(error), KEYS)))
-        return None
-    return _located(recipe, document, problems)
-
-
-def _located(recipe: Recipe, document: Document, problems: list[Problem]) -> Recipe:
-    """The recipe with its local paths made absolute, relative to the file that says each."""
-    changes: dict[str, Any] = {}
-    if recipe.source.path == BUILTIN:
-        changes["source"] = str(Path(__file__).parent / "tiny" / "checkpoint")
-    elif recipe.source.path is not None:
-        changes["source"] = _absolute(recipe.source.path, "a directory", ("source", "path"), document, problems)
-    if "source" in changes:
-        changes["source"] = recipe.source.model_copy(update={"path": changes["source"]})
-    for key in ("text", "chats"):
-        given = getattr(recipe.calibration, key, None)
-        if recipe.calibration is not None and given is not None:
-            file = _absolute(given, "a file", ("calibration", key), document, problems)
-            changes["calibration"] = recipe.calibration.model_copy(update={key: file})
-    if recipe.imatrix is not None:
-        changes["imatrix"] = _absolute(recipe.imatrix, "a file", ("imatrix",), document, problems)
-    if recipe.optimum is not None and recipe.optimum.calibration is not None:
-        texts = _absolute(recipe.optimum.calibration, "a file", ("optimum", "calibration"), document, problems)
-        changes["optimum"] = recipe.optimum.model_copy(update={"calibration": texts})
-    if recipe.accept.text is not None:
-        text = _absolute(recipe.accept.text, "a file", ("accept", "text"), document, problems)
-        changes["accept"] = recipe.accept.model_copy(update={"text": text})
-    if recipe.adapters:
-        changes["adapters"] = tuple(
-            _absolute(path, "a directory", ("adapters", i), document, problems)
-            for i, path in enumerate(recipe.adapters)
-        )
-    return recipe.model_copy(update=changes)
-
-
-def _absolute(value: str, what: str, path: KeyPath, document: Document, problems: list[Problem]) -> str:
-    place = document.place(path)
-    try:
-        return str((Path(place.source.name).parent / Path(value).expanduser()).resolve())
-    except (OSError, RuntimeError, ValueError) as e:
-        problems.append(Problem(place, f"{'.'.join(map(str, path))}: expected {what}, but {e}"))
-        return value

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from edgeship.device import KEYS as DEVICE_KEYS
 from edgeship.device import Device
 from edgeship.fields import submodel
-from edgeship.recipe import KEYS, Recipe
+from edgeship.recipe import Recipe
+from edgeship.recipe_file import KEYS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

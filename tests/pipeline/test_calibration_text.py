@@ -25,7 +25,7 @@ from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.errors import RecipeError
 from edgeship.plan import plan_checkpoint
 from edgeship.progress import Silent
-from edgeship.recipe import read_recipe
+from edgeship.recipe_file import read_recipe
 from edgeship.reference.weights import CheckpointWeights
 from edgeship.text import TextSide, open_text
 from edgeship.tiny import checkpoint_dir

@@ -24,7 +24,8 @@ from edgeship.plan import Plan, make_plan
 from edgeship.progress import Silent
 from edgeship.quant import ggml
 from edgeship.quant.imatrix import read_imatrix
-from edgeship.recipe import Recipe, read_recipe
+from edgeship.recipe import Recipe
+from edgeship.recipe_file import read_recipe
 from edgeship.reference.blocks import hidden_states
 from edgeship.reference.weights import CheckpointWeights
 from edgeship_runtime.gguf import read_header

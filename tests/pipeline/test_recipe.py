@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from edgeship import recipe as recipe_module
 from edgeship import yaml_source
 from edgeship.errors import RecipeError, UsageError
-from edgeship.recipe import KEYS, Recipe, chosen_formats, read_recipe
+from edgeship.recipe import Recipe, chosen_formats
+from edgeship.recipe_file import KEYS, read_recipe
 
 VALID = """\
 # edgeship export mine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgeship import yaml_source
-from edgeship.recipe import KEYS
+from edgeship.recipe_file import KEYS
 from edgeship.schema import recipe_schema
 
 VALID = """\

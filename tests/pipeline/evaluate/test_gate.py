@@ -19,7 +19,7 @@ from edgeship.diff import diff
 from edgeship.errors import FidelityError, PlanError, RecipeError, UsageError
 from edgeship.plan import plan_checkpoint
 from edgeship.progress import Silent
-from edgeship.recipe import read_recipe
+from edgeship.recipe_file import read_recipe
 from edgeship_runtime.manifest import read_manifest
 from edgeship_runtime.verify import verify
 from exports import recipe

@@ -21,7 +21,7 @@ from edgeship.build import ExportReport
 from edgeship.errors import ExporterError
 from edgeship.exporters.environment import OFFLINE, find
 from edgeship.progress import Silent
-from edgeship.recipe import read_recipe
+from edgeship.recipe_file import read_recipe
 from edgeship_runtime import load
 from edgeship_runtime.verify import verify
 from encoders import write_bert, write_rewriter

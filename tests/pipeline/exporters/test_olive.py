@@ -15,7 +15,7 @@ from checkpoints import write_tokenizer
 from edgeship import exporters
 from edgeship.errors import EdgeshipError, ExporterError
 from edgeship.progress import Silent
-from edgeship.recipe import read_recipe
+from edgeship.recipe_file import read_recipe
 from edgeship_runtime import load
 from edgeship_runtime.acceptance import GOLDEN
 from edgeship_runtime.manifest import collect_files, read_manifest, write_manifest

@@ -14,7 +14,7 @@ from command_line import Ended
 from edgeship import cli, exporters
 from edgeship.errors import ArtifactError, CheckpointError, EdgeshipError, FidelityError, PlanError, RecipeError
 from edgeship.progress import Silent
-from edgeship.recipe import read_recipe
+from edgeship.recipe_file import read_recipe
 from edgeship_runtime import load
 from edgeship_runtime.manifest import read_manifest
 from edgeship_runtime.verify import verify

@@ -9,7 +9,8 @@ import pytest
 from edgeship.errors import PlanError, RecipeError
 from edgeship.exporter import READ_BY
 from edgeship.plan import read_plan
-from edgeship.recipe import Recipe, read_recipe
+from edgeship.recipe import Recipe
+from edgeship.recipe_file import read_recipe
 
 SOURCE = "source: {repo: me/my-model}\n"
 

@@ -12,7 +12,7 @@ import pytest
 from edgeship import cli, exporters
 from edgeship.errors import CheckpointError, EdgeshipError, FidelityError, RecipeError
 from edgeship.progress import Silent
-from edgeship.recipe import read_recipe
+from edgeship.recipe_file import read_recipe
 from edgeship_runtime import load
 from edgeship_runtime.errors import ArtifactError, UsageError
 from edgeship_runtime.manifest import collect_files, read_manifest, write_manifest

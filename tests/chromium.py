@@ -46,3 +46,9 @@ def opened(browser: Any, url: str, size: str) -> Iterator[Any]:
     context.close()
     assert faults == []
     assert [each for each in asked if not each.startswith((url, "data:"))] == []
+
+
+def answered(page: Any) -> str:
+    """The last answer on the page, once it is whole."""
+    page.wait_for_selector("#send:visible")
+    return str(page.locator("article.assistant .text").last.text_content())

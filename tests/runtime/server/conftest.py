@@ -1,13 +1,15 @@
-"""The embedded tiny model, exported once, and a server of it for tests that change nothing."""
+"""The embedded tiny model, exported once, and a server of it for tests that change nothing; its page in a browser."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from chromium import WIDTHS, chromium, opened
 from edgeship.cli import app
 from served import Served, serving
 from toy_gguf import needs_llamacpp
@@ -27,3 +29,16 @@ def served(request: pytest.FixtureRequest, tiny: Path) -> Generator[Served, None
     """A server of the tiny model on each engine in turn."""
     with serving({"tiny": tiny / str(request.param)}, requests_per_minute=0) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(params=WIDTHS)
+def page(request: pytest.FixtureRequest, browser: Any, served: Served) -> Iterator[Any]:
+    """The server's page at each width in turn."""
+    with opened(browser, served.url, request.param) as found:
+        yield found

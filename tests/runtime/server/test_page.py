@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import re
 import struct
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,10 @@ import httpx
 import numpy as np
 import pytest
 
-from chromium import WIDTHS, chromium, opened
+from chromium import WIDTHS, answered
 from edgeship_runtime import load
 from edgeship_runtime.model import Model
-from edgeship_runtime.server.serve import build, listen, uvicorn_server
-from edgeship_runtime.server.settings import Settings
-from edgeship_runtime.server.telemetry import Log
+from served import Served, serving
 from toy_artifact import write_toy
 
 ROOT = Path(__file__).parents[3]
@@ -48,15 +43,8 @@ class Slow:
         return getattr(self._engine, name)
 
 
-@dataclass
-class Served:
-    url: str
-    engines: list[Slow]
-
-
-@contextmanager
-def serving(artifact: Path, **settings: Any) -> Iterator[Served]:
-    engines: list[Slow] = []
+def speaking(engines: list[Slow]) -> Callable[[Path], Model]:
+    """Opens models whose engines say letters; the list gets each engine."""
 
     def open_model(path: Path) -> Model:
         model = load(path, threads=1, context=96)
@@ -64,19 +52,7 @@ def serving(artifact: Path, **settings: Any) -> Iterator[Served]:
         model.engine = engines[-1]
         return model
 
-    server = build(
-        Settings(artifacts={"toy": artifact}, port=0, **settings), log=Log(lambda _: None), open_model=open_model
-    )
-    listener = listen("127.0.0.1", 0)
-    running = uvicorn_server(server)
-    thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
-    thread.start()
-    try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", engines)
-    finally:
-        running.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
+    return open_model
 
 
 @pytest.fixture(scope="module")
@@ -85,23 +61,22 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(artifact: Path) -> Iterator[Served]:
-    with serving(artifact) as found:
-        yield found
+def engines() -> list[Slow]:
+    """Those of the server, once it has loaded its model."""
+    return []
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
+def served(artifact: Path, engines: list[Slow]) -> Iterator[Served]:
+    with serving({"toy": artifact}, open_model=speaking(engines)) as found:
         yield found
 
 
-@pytest.fixture(params=WIDTHS)
-def page(request: pytest.FixtureRequest, browser: Any, served: Served) -> Iterator[Any]:
-    with opened(browser, served.url, request.param) as found:
-        yield found
-        for engine in served.engines:
-            engine.seconds = 0.0
+@pytest.fixture(autouse=True)
+def _at_once_again(engines: list[Slow]) -> Iterator[None]:
+    yield
+    for engine in engines:
+        engine.seconds = 0.0
 
 
 def settings(page: Any) -> None:
@@ -114,11 +89,6 @@ def chat(page: Any, text: str, tokens: int = 8) -> None:
     page.evaluate("n => document.getElementById('max_tokens').value = n", tokens)
     page.fill("#prompt", text)
     page.click("#send")
-
-
-def answered(page: Any) -> str:
-    page.wait_for_selector("#send:visible")
-    return str(page.locator("article.assistant .text").last.text_content())
 
 
 def script(page: Any, *turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -173,11 +143,11 @@ class TestFiles:
 
 
 class TestChat:
-    def test_an_answer_streams_in(self, page: Any, served: Served) -> None:
+    def test_an_answer_streams_in(self, page: Any, engines: list[Slow]) -> None:
         chat(page, "Hi", 1)
         answered(page)
         page.click("#fresh")
-        served.engines[0].seconds = 0.1
+        engines[0].seconds = 0.1
         chat(page, "Hello", 12)
         seen, speeds = set(), set()
         while page.locator("#stop").is_visible():
@@ -189,11 +159,11 @@ class TestChat:
         assert re.search(r"[\d.]+ tokens/s · first token after \d+ ms", page.text_content("#figures"))
         page.locator("#figures", has_text="MB memory").wait_for()
 
-    def test_stop_stops_the_engine(self, page: Any, served: Served) -> None:
+    def test_stop_stops_the_engine(self, page: Any, engines: list[Slow]) -> None:
         chat(page, "Hi", 1)
         answered(page)
         page.click("#fresh")
-        engine = served.engines[0]
+        engine = engines[0]
         engine.seconds = 0.1
         chat(page, "Go on", 60)
         page.locator("article.assistant .text", has_text=re.compile("[A-Z]")).wait_for()
@@ -331,7 +301,7 @@ class TestFailures:
         from edgeship_runtime.server.keys import new_key, read_keys
 
         key = new_key(tmp_path / "keys", "me")
-        with serving(artifact, keys=read_keys(tmp_path / "keys")) as served:
+        with serving({"toy": artifact}, open_model=speaking([]), keys=read_keys(tmp_path / "keys")) as served:
             page = browser.new_page()
             page.goto(served.url)
             page.locator("#figures", has_text="API key").wait_for()

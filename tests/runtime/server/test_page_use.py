@@ -10,24 +10,12 @@ from typing import Any
 
 import pytest
 
-from chromium import WIDTHS, chromium, opened
+from chromium import answered, opened
 from edgeship_runtime.server import chat as chat_route
 from served import COLD, Served, serving
 from toy_gguf import needs_llamacpp
 
 STORY = "Tell me a story."
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(params=WIDTHS)
-def page(request: pytest.FixtureRequest, browser: Any, served: Served) -> Iterator[Any]:
-    with opened(browser, served.url, request.param) as found:
-        yield found
 
 
 @pytest.fixture
@@ -56,11 +44,6 @@ def ask(page: Any, text: str) -> None:
     page.evaluate("document.getElementById('temperature').value = 0")
     page.fill("#prompt", text)
     page.click("#send")
-
-
-def answered(page: Any) -> str:
-    page.wait_for_selector("#send:visible")
-    return str(page.locator("article.assistant .text").last.text_content())
 
 
 def started(page: Any) -> None:

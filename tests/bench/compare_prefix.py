@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from process import machine, measure, median
+from artifacts import options, tell
+from process import measure, median
 
 SECOND, RESTART = 0.1, 0.2
 """Of the first turn's time, at most."""
@@ -25,28 +26,26 @@ MEMORY = 1 << 30
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("artifact", nargs="+", type=Path)
-    parser.add_argument("--tokens", type=int, default=1500, help="of the first turn's prompt, about (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="of which the median counts (%(default)s)")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", action="store_true")
+    tokens, repeats = (1500, "of the first turn's prompt, about"), (3, "of which the median counts")
+    parser = options(__doc__, tokens=tokens, repeats=repeats)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         print(json.dumps(talk(args.artifact[0], args.worker, args.tokens, args.threads)))
         return 0
     reports = [report(path, args) for path in args.artifact]
-    if args.json:
-        print(json.dumps({"machine": machine(), "artifacts": reports}, indent=1))
-    else:
-        print(machine())
-        for each in reports:
-            print(f"{each['artifact']}, {each['engine']}, {each['prompt_tokens']} tokens:")
-            print(f"  first turn            {each['first_s']:.3f} s")
-            print(f"  second turn           {each['second_s']:.3f} s, {each['second']:.1%} (at most {SECOND:.0%})")
-            print(f"  second, after restart {each['restart_s']:.3f} s, {each['restart']:.1%} (at most {RESTART:.0%})")
+    tell(reports, lines, as_json=args.json)
     return int(any(each["second"] > SECOND or each["restart"] > RESTART for each in reports))
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """What is printed of an artifact."""
+    return [
+        f"{found['artifact']}, {found['engine']}, {found['prompt_tokens']} tokens:",
+        f"  first turn            {found['first_s']:.3f} s",
+        f"  second turn           {found['second_s']:.3f} s, {found['second']:.1%} (at most {SECOND:.0%})",
+        f"  second, after restart {found['restart_s']:.3f} s, {found['restart']:.1%} (at most {RESTART:.0%})",
+    ]
 
 
 def report(artifact: Path, args: argparse.Namespace) -> dict[str, Any]:

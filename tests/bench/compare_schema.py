@@ -10,7 +10,6 @@ whole tokens differ by more than that from one to the next, and are printed besi
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Generator
@@ -18,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from process import machine, median
+from artifacts import options, tell
+from process import median
 
 ADDED_MS, FIRST_MS = 1.0, 5.0
 SCHEMA: dict[str, Any] = {
@@ -49,27 +49,22 @@ ASKED = [{"role": "user", "content": "Tell me about a person."}]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("artifact", nargs="+", type=Path)
-    parser.add_argument("--tokens", type=int, default=48, help="of an answer (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=6, help="answers of each kind (%(default)s)")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", action="store_true")
+    parser = options(__doc__, tokens=(48, "of an answer"), repeats=(6, "answers of each kind"))
     args = parser.parse_args()
     reports = [report(path, args) for path in args.artifact]
-    if args.json:
-        print(json.dumps({"machine": machine(), "artifacts": reports}, indent=1))
-    else:
-        print(machine())
-        for each in reports:
-            print(
-                f"{each['artifact']}, {each['engine']}, {each['vocabulary']} tokens (read once, {each['once_s']:.2f} s)"
-            )
-            print(f"  a token takes {each['plain_ms']:.2f} ms, with the schema {each['schema_ms']:.2f} ms")
-            print(f"  of it choosing {each['choose_plain_ms']:.3f} and {each['choose_schema_ms']:.3f} ms")
-            print(f"  the schema adds {each['added_ms']:.3f} ms (at most {ADDED_MS:g})")
-            print(f"  schema to first mask {each['first_ms']:.2f} ms (at most {FIRST_MS:g})")
+    tell(reports, lines, as_json=args.json)
     return int(any(each["added_ms"] > ADDED_MS or each["first_ms"] > FIRST_MS for each in reports))
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """What is printed of an artifact."""
+    return [
+        f"{found['artifact']}, {found['engine']}, {found['vocabulary']} tokens (read once, {found['once_s']:.2f} s)",
+        f"  a token takes {found['plain_ms']:.2f} ms, with the schema {found['schema_ms']:.2f} ms",
+        f"  of it choosing {found['choose_plain_ms']:.3f} and {found['choose_schema_ms']:.3f} ms",
+        f"  the schema adds {found['added_ms']:.3f} ms (at most {ADDED_MS:g})",
+        f"  schema to first mask {found['first_ms']:.2f} ms (at most {FIRST_MS:g})",
+    ]
 
 
 def report(artifact: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -13,48 +13,62 @@ from edgeship.errors import PlanError
 from edgeship.quant.mixes import FALLBACKS
 from edgeship.recipe import Format
 from edgeship.sizes import format_size
+from edgeship.yaml_source import Problem
 
 if TYPE_CHECKING:  # a plan is checked here, and not made
     from edgeship.plan import Plan, PlannedTensor
 
 
+Conflict = tuple[str, str]
+"""The recipe's key that it is about (empty: what the scheme makes of the weights), and what is said of it."""
+
+
 def conflicts(plan: Plan) -> Iterator[str]:
-    """What stands in the way of an export, each with what would help."""
+    """What stands in the way of an export, each with what would help, and its line where the recipe is a file's."""
+    for key, text in _conflicts(plan):
+        said = f"{key}: {text}" if key else text
+        place = plan.recipe.place(key or "scheme")
+        yield str(Problem(place, said)) if place else said
+
+
+def _conflicts(plan: Plan) -> Iterator[Conflict]:
     yield from _of_formats(plan)
     yield from _of_groups(plan)
     yield from _of_mixed(plan)
     yield from _of_importance(plan)
     yield from _of_calibration(plan)
     if plan.recipe.accept.repair and plan.recipe.scheme.mixed is not None:
-        yield "accept.repair: a mixed scheme spends its whole budget already; remove repair, and raise the budget"
+        yield "accept.repair", "a mixed scheme spends its whole budget already; remove repair, and raise the budget"
     if plan.recipe.accept.text is not None and not Path(plan.recipe.accept.text).is_file():
-        yield f"accept.text: no such file: {plan.recipe.accept.text}"
+        yield "accept.text", f"no such file: {plan.recipe.accept.text}"
     for path in plan.recipe.adapters:
         if not Path(path).is_dir():
-            yield f"adapters: no such directory: {path}"
+            yield "adapters", f"no such directory: {path}"
     d, r = plan.decoder, plan.recipe
     if r.context > d.max_positions:
         yield (
-            f"context: {r.context} is more than the {d.max_positions} positions that {d.model_type} was made for; "
-            f"lower it{'' if d.rope.scaling else ', or set rope_scaling (YaRN)'}"
+            "context",
+            f"{r.context} is more than the {d.max_positions} positions that {d.model_type} was made for; "
+            f"lower it{'' if d.rope.scaling else ', or set rope_scaling (YaRN)'}",
         )
     for form, made in plan.footprints.items():
         limit = r.accept.size_mb
         if limit is not None and made.size_bytes > limit * 1e6:
             yield (
-                f"accept.size_mb: the {form} file alone takes {made.size_bytes / 1e6:.0f} MB, "
-                f"over the limit of {limit:g} MB; raise it, or choose smaller types"
+                "accept.size_mb",
+                f"the {form} file alone takes {made.size_bytes / 1e6:.0f} MB, "
+                f"over the limit of {limit:g} MB; raise it, or choose smaller types",
             )
 
 
-def _of_formats(plan: Plan) -> Iterator[str]:
+def _of_formats(plan: Plan) -> Iterator[Conflict]:
     """Encodings that one of the recipe's formats has no name for, one line per format and encoding."""
     for form in plan.formats:
         for name, tensors in _by_encoding(plan.stored()).items():
             encoding = tensors[0].encoding
             if encoding.in_format(form):
                 continue
-            where = f"formats: {form} has no {name} ({_parts(plan, tensors)})"
+            where = f"{form} has no {name} ({_parts(plan, tensors)})"
             if form == "gguf":
                 remedy = "set group_size 32"
             elif plan.recipe.scheme.mix:
@@ -62,10 +76,10 @@ def _of_formats(plan: Plan) -> Iterator[str]:
             else:
                 remedy = "use int4, int8, float16 or float32"
             other: Format = "onnx" if form == "gguf" else "gguf"
-            yield f"{where}; {remedy}" + (f", or formats: [{other}]" if encoding.in_format(other) else "")
+            yield "formats", f"{where}; {remedy}" + (f", or formats: [{other}]" if encoding.in_format(other) else "")
 
 
-def _of_groups(plan: Plan) -> Iterator[str]:
+def _of_groups(plan: Plan) -> Iterator[Conflict]:
     """Weights whose rows do not divide into groups, one line per shape and encoding."""
     alike: dict[tuple[int, str], list[PlannedTensor]] = defaultdict(list)
     for t in plan.stored():
@@ -74,9 +88,10 @@ def _of_groups(plan: Plan) -> Iterator[str]:
     for (columns, _), tensors in alike.items():
         first, others = tensors[0], len(tensors) - 1
         yield (
+            "",
             f"{first.role.tensor} {list(first.role.shape)}{f' and {others} more' if others else ''}: rows of {columns} "
             f"do not divide into groups of {first.encoding.group}; "
-            f"use {_fitting(plan, first.encoding, columns)}float16 for {_parts(plan, tensors)}"
+            f"use {_fitting(plan, first.encoding, columns)}float16 for {_parts(plan, tensors)}",
         )
 
 
@@ -90,29 +105,31 @@ def _fitting(plan: Plan, encoding: Encoding, columns: int) -> str:
     return f"{near.name.removesuffix('-32')} or " if near.fits(columns) else ""
 
 
-def _of_mixed(plan: Plan) -> Iterator[str]:
+def _of_mixed(plan: Plan) -> Iterator[Conflict]:
     """Types to choose from that a format has no name for, and a budget below what the smallest take."""
     scheme, said = plan.recipe.scheme, {t.encoding for t in plan.stored()}
     for name in scheme.mixed.types if scheme.mixed else ():
         encoding = encoding_of(name, scheme.group_size)
         for form in plan.formats:
             if encoding not in said and not encoding.in_format(form):
-                yield f"scheme.mixed.types: {form} has no {name}; leave it out, or choose other formats"
+                yield "scheme.mixed.types", f"{form} has no {name}; leave it out, or choose other formats"
     if scheme.mixed and plan.recipe.calibration is None:
         yield (
-            "scheme.mixed: what each tensor costs is measured on text; set calibration (text, chats, or {} for text "
-            "that the model writes itself)"
+            "scheme.mixed",
+            "what each tensor costs is measured on text; set calibration (text, chats, or {} for text "
+            "that the model writes itself)",
         )
     if scheme.mixed and plan.recipe.imatrix is not None:
-        yield "imatrix: scheme.mixed weighs errors by what calibration shows; remove one of them"
+        yield "imatrix", "scheme.mixed weighs errors by what calibration shows; remove one of them"
     if scheme.mixed:
         try:
             mixing.choose(plan)
         except PlanError as error:
-            yield f"{error.message.removesuffix('.')}; {error.hint}"
+            reason = error.message.removeprefix("scheme.mixed: ").removesuffix(".")
+            yield "scheme.mixed", f"{reason}; {error.hint}"
 
 
-def _of_importance(plan: Plan) -> Iterator[str]:
+def _of_importance(plan: Plan) -> Iterator[Conflict]:
     """Types that want an importance matrix and have none, or one that nothing would look at."""
     given = plan.recipe.imatrix
     if given is None and plan.recipe.guided:
@@ -120,48 +137,56 @@ def _of_importance(plan: Plan) -> Iterator[str]:
     if given is None:
         for name, tensors in _by_encoding(plan.needing_importance).items():
             yield (
+                "",
                 f"{name} ({_parts(plan, tensors)}) is garbage without an importance matrix; "
-                f"set calibration, or give one as imatrix, or choose a larger type"
+                f"set calibration, or give one as imatrix, or choose a larger type",
             )
         return
     if not Path(given).is_file():
-        yield f"imatrix: no such file: {given}"
+        yield "imatrix", f"no such file: {given}"
     for name, tensors in _by_encoding(plan.stored()).items():
         if name in ("int4-64", "int4-128"):
             yield (
-                f"imatrix: {name} ({_parts(plan, tensors)}) is rounded to nearest and would ignore it; "
-                f"set group_size 32, or remove imatrix"
+                "imatrix",
+                f"{name} ({_parts(plan, tensors)}) is rounded to nearest and would ignore it; "
+                f"set group_size 32, or remove imatrix",
             )
     if all(not t.encoding.quantized or t.encoding.bits == 8 for t in plan.stored()):
-        yield "imatrix: none of the recipe's types makes use of one; remove it"
+        yield "imatrix", "none of the recipe's types makes use of one; remove it"
 
 
-def _of_calibration(plan: Plan) -> Iterator[str]:
+def _of_calibration(plan: Plan) -> Iterator[Conflict]:
     """An algorithm without text to look at, text that nothing looks at, and what the two cannot do."""
     section, algorithm = plan.recipe.calibration, plan.recipe.scheme.algorithm
     if section is not None and section.file is not None and not section.file.is_file():
-        yield f"calibration: no such file: {section.file}"
+        yield "calibration", f"no such file: {section.file}"
     if section is not None and section.sequence > plan.decoder.max_positions:
         yield (
-            f"calibration.sequence: {section.sequence} is more than the {plan.decoder.max_positions} positions that "
-            f"{plan.decoder.model_type} was made for; lower it"
+            "calibration.sequence",
+            f"{section.sequence} is more than the {plan.decoder.max_positions} positions that "
+            f"{plan.decoder.model_type} was made for; lower it",
         )
     if section is not None and not plan.recipe.scheme.calibrates:
         yield (
-            "calibration: rounding to nearest looks at no text; set scheme.algorithm (rtn-search, gptq), or remove "
-            "calibration (only `edgeship imatrix` reads it)"
+            "calibration",
+            "rounding to nearest looks at no text; set scheme.algorithm (rtn-search, gptq), or remove "
+            "calibration (only `edgeship imatrix` reads it)",
         )
     if algorithm == "rtn":
         return
     if section is None:
         yield (
-            f"scheme.algorithm: {algorithm} needs text to look at; set calibration (text, chats, or {{}} for text that "
-            f"the model writes itself)"
+            "scheme.algorithm",
+            f"{algorithm} needs text to look at; set calibration (text, chats, or {{}} for text that "
+            f"the model writes itself)",
         )
     if plan.recipe.imatrix is not None:
-        yield f"imatrix: {algorithm} weighs errors by what calibration shows; remove one of them"
+        yield "imatrix", f"{algorithm} weighs errors by what calibration shows; remove one of them"
     if not any(t.encoding.on_grid and t.role.part == "body" for t in plan.stored()):
-        yield f"scheme.algorithm: {algorithm} chooses the codes of int4 and int8, which the body has none of; remove it"
+        yield (
+            "scheme.algorithm",
+            f"{algorithm} chooses the codes of int4 and int8, which the body has none of; remove it",
+        )
 
 
 def notes(plan: Plan) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import (
     ConfigDict,
     Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
@@ -27,6 +28,7 @@ from edgeship.exporter import ExporterName, Olive, Optimum, changed, fields_of, 
 from edgeship.fields import did_you_mean, found
 from edgeship.quant.mixes import MixName
 from edgeship.yaml_model import NAME, AsTuple, Distinct, Frozen, Line
+from edgeship.yaml_source import Place, Places
 
 Host = Literal["huggingface", "modelscope", "local"]
 Format = Literal["onnx", "gguf"]
@@ -270,6 +272,8 @@ class Recipe(Frozen):
     sampling: Sampling = Field(default=Sampling(), description="default sampling parameters")
     accept: Accept = Field(default=Accept(), description="limits the artifact must stay under")
 
+    _places: Places = PrivateAttr(default=Places())
+
     @model_validator(mode="after")
     def _of_the_exporter(self) -> Self:
         refuse_misplaced(self.exporter, changed(self), changed(self.accept))
@@ -279,6 +283,16 @@ class Recipe(Frozen):
     def guided(self) -> bool:
         """Whether ggml's quantizers are told how much each input matters."""
         return self.imatrix is not None or self.calibration is not None
+
+    def placed(self, places: Places) -> Self:
+        """The recipe with the places of its keys in the file it comes from."""
+        recipe = self.model_copy()
+        recipe._places = places
+        return recipe
+
+    def place(self, key: str) -> Place | None:
+        """Where `scheme.algorithm`, else the section around it, stands in the file; None for neither, or no file."""
+        return self._places.find(tuple(key.split(".")))
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON values, for the manifest; without directories, which mean nothing elsewhere."""
@@ -320,4 +334,5 @@ def with_algorithm(recipe: Recipe, name: str | None) -> Recipe:
         raise UsageError(text, hint="leave it out")
     scheme = recipe.scheme.model_copy(update={"algorithm": name})
     calibration = (recipe.calibration or Calibration()) if scheme.calibrates else None
-    return recipe.model_copy(update={"scheme": scheme, "calibration": calibration})
+    places = recipe._places.without(("scheme", "algorithm"))  # the file says another
+    return recipe.model_copy(update={"scheme": scheme, "calibration": calibration}).placed(places)

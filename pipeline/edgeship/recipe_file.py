@@ -14,7 +14,7 @@ from edgeship.errors import RecipeError
 from edgeship.fields import explain, found
 from edgeship.recipe import Recipe
 from edgeship.yaml_model import NAME, Kind, extended, load
-from edgeship.yaml_source import Document, KeyPath, Problem
+from edgeship.yaml_source import Document, KeyPath, Places, Problem
 
 BUILTIN = "builtin"
 """The `source.path` that stands for the tiny checkpoint inside this package."""
@@ -101,7 +101,7 @@ def _located(recipe: Recipe, document: Document, problems: list[Problem]) -> Rec
             _absolute(path, "a directory", ("adapters", i), document, problems)
             for i, path in enumerate(recipe.adapters)
         )
-    return recipe.model_copy(update=changes)
+    return recipe.model_copy(update=changes).placed(Places(document.keys))
 
 
 def _absolute(value: str, what: str, path: KeyPath, document: Document, problems: list[Problem]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +89,23 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.place}: {self.text}\n{self.place.excerpt()}"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the keys of a file stand, kept beside its values; no part of whether these are equal to others."""
+
+    keys: Mapping[KeyPath, Place] = field(default_factory=dict, compare=False)
+
+    def find(self, path: KeyPath) -> Place | None:
+        """The place of a key, or of the nearest one around it; None where none of them is in the file."""
+        while path and path not in self.keys:
+            path = path[:-1]
+        return self.keys.get(path)
+
+    def without(self, path: KeyPath) -> Places:
+        """The places of all other keys."""
+        return Places({other: place for other, place in self.keys.items() if other != path})
 
 
 @dataclass(frozen=True)

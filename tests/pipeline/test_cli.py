@@ -116,7 +116,7 @@ def test_plan_of_a_checkpoint(capsys: Captured, tmp_path: Path, mine: str) -> No
 def test_a_plan_with_conflicts_is_printed_and_exits_with_4(capsys: Captured, mine: str) -> None:
     Path(mine).write_text("extends: qwen2.5-0.5b-int4\ncontext: 65536\n")
     assert run(["plan", mine]) == 4
-    assert "conflict: context: 65536 is more than the 32768 positions" in capsys.readouterr().out
+    assert f"conflict: {mine}:2:1: context: 65536 is more than the 32768 positions" in capsys.readouterr().out
     assert run(["plan", mine, "--json"]) == 4
     assert len(json.loads(capsys.readouterr().out)["conflicts"]) == 1
 

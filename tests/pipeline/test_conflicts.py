@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from edgeship import catalog
 from edgeship.plan import Plan, make_plan, read_plan
-from edgeship.recipe import Recipe
+from edgeship.recipe import Recipe, with_algorithm
+from edgeship.recipe_file import read_recipe
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen2",
@@ -151,3 +153,62 @@ def test_notes_of_onnx_are_not_said_of_gguf() -> None:
     assert len(plan(["onnx"], {"body": "float16"}, long).notes) == 2
     assert plan(["onnx", "gguf"], {}, long).notes[0].startswith("the ONNX artifact runs with a context of up to 32768")
     assert any("exist in ONNX only" in n for n in plan(["onnx"], {"group_size": 64}).notes)
+
+
+FILE = """\
+extends: base
+formats: [onnx]
+scheme:
+  body: int4
+  algorithm: rtn
+calibration:
+  tokens: 4096
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    model = "{" + ", ".join(f"{key}: {json.dumps(value)}" for key, value in CONFIG.items()) + "}"
+    (tmp_path / "base.yaml").write_text(f"source: {{repo: a/b}}\ncontext: 1024\nmodel: {model}\n")
+    (tmp_path / "mine.yaml").write_text(FILE)
+    return tmp_path / "mine.yaml"
+
+
+def test_each_says_the_line_of_the_file_that_it_is_about(file: Path) -> None:
+    calibration, context = read_plan(read_recipe(file)).conflicts
+    assert calibration.startswith(
+        f"{file}:6:1: calibration: rounding to nearest looks at no text; set scheme.algorithm"
+    )
+    assert calibration.endswith("\n    6 | calibration:\n      | ^^^^^^^^^^^")
+    assert context.startswith(f"{file.with_name('base.yaml')}:2:1: context: 1024 is more than the 512 positions")
+
+
+def test_the_nearest_line_of_a_key_that_the_file_leaves_out(file: Path) -> None:
+    base = file.with_name("base.yaml")
+    base.write_text(base.read_text().replace("context: 1024\n", "").replace(": 512,", ": 256,"))
+    file.write_text(FILE.replace("rtn", "gptq"))
+    calibration, context = read_plan(read_recipe(file)).conflicts
+    assert calibration.startswith(f"{file}:6:1: calibration.sequence: 512 is more than the 256 positions")
+    assert context.startswith("context: 4096 is more than the 256 positions")
+
+
+def test_weights_are_the_schemes(file: Path) -> None:
+    file.write_text(FILE.replace("algorithm: rtn", "group_size: 128").replace("[onnx]", "[onnx, gguf]"))
+    said = [text.partition("\n")[0] for text in read_plan(read_recipe(file)).conflicts]
+    assert f"{file}:2:1: formats: gguf has no int4-128 (body); set group_size 32, or formats: [onnx]" in said
+    file.write_text(FILE.replace("body: int4", "mix: IQ2_XS").replace("[onnx]", "[gguf]").partition("  algorithm")[0])
+    coarse, _ = read_plan(read_recipe(file)).conflicts
+    assert coarse.startswith(f"{file}:3:1: iq2_xs (body) is garbage without an importance matrix")
+
+
+def test_an_algorithm_of_the_command_is_not_shown_in_the_file(file: Path) -> None:
+    file.write_text(FILE.replace("body: int4", "body: float16"))
+    (said, _) = read_plan(with_algorithm(read_recipe(file), "gptq")).conflicts
+    assert said.startswith(f"{file}:3:1: scheme.algorithm: gptq chooses the codes")
+
+
+def test_a_place_changes_nothing_of_a_recipe(file: Path) -> None:
+    read = read_recipe(file)
+    assert read == Recipe.model_validate(read.model_dump())
+    assert read.model_copy().place("calibration.tokens") == read.place("calibration.tokens") is not None
+    assert Recipe.model_validate(read.model_dump()).place("calibration") is None

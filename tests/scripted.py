@@ -16,6 +16,9 @@ from checkpoints import write_tokenizer
 from edgeship_runtime.chat import ChatTemplate
 from edgeship_runtime.manifest import Manifest, parse_manifest
 from edgeship_runtime.model import Model
+from edgeship_runtime.talk import Conversation
+from edgeship_runtime.talk.events import Event
+from edgeship_runtime.talk.thinking import CLOSING
 from edgeship_runtime.tokens import Tokenizer, read_tokenizer
 from manifests import VALID
 from toy_artifact import END, VOCAB
@@ -92,22 +95,55 @@ def model_of(engine: Engine, template: str = TEMPLATE) -> Model:
     return Model(engine, tokenizer(), manifest(), ChatTemplate(template))  # type: ignore[arg-type]
 
 
+def sure(token: int) -> NDArray[np.float32]:
+    """Logits that leave no doubt of a token."""
+    logits = np.zeros(VOCAB, np.float32)
+    logits[token] = 9
+    return logits
+
+
 def saying(*texts: str, template: str = TEMPLATE) -> Model:
     """A model that wants to say the texts, an end token between them, then nothing but the letter x."""
     script: list[int] = []
     for text in texts:
         script += [*tokenizer().encode(text), END[0]]
-    other = tokenizer().encode("x")[0]
+    return saying_tokens(script, after=tokenizer().encode("x")[0], template=template)
+
+
+def saying_tokens(script: Sequence[int], *, after: int = END[0], template: str = TEMPLATE) -> Model:
+    """A model that wants to say the tokens, then nothing but one other."""
 
     def say(step: int, held: Sequence[int]) -> NDArray[np.float32]:
-        logits = np.zeros(VOCAB, np.float32)
-        logits[script[step] if step < len(script) else other] = 9
-        return logits
+        return sure(script[step] if step < len(script) else after)
 
     return model_of(Engine(say), template)
+
+
+def thinking_on(thought: str, answer: str) -> Model:
+    """A model that says the thought, its last token again and again, until it is closed for it; then it answers."""
+    thinking, closing, told = (tokenizer().encode(text) for text in (thought, CLOSING, answer))
+
+    def say(step: int, held: Sequence[int]) -> NDArray[np.float32]:
+        said = list(held[len(held) - step :]) if step else []
+        ends = (at + len(closing) for at in range(step) if said[at : at + len(closing)] == closing)
+        past = next((said[end:] for end in ends), None)
+        return sure(thinking[min(step, len(thinking) - 1)] if past is None else [*told, END[0]][len(past)])
+
+    return model_of(Engine(say))
+
+
+def finished(events: Conversation) -> list[Event]:
+    """All events of an answer."""
+    with events:
+        return list(events)
 
 
 def tool(name: str, **properties: Any) -> dict[str, Any]:
     """A tool whose arguments are all required."""
     schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
     return {"type": "function", "function": {"name": name, "description": f"It does {name}.", "parameters": schema}}
+
+
+ADD = tool("add", a={"type": "integer"}, b={"type": "integer"})
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+"""What a model says that calls it."""

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from edgeship_runtime import load
 from edgeship_runtime.chat import ChatTemplate
 from edgeship_runtime.errors import UsageError
-from edgeship_runtime.talk import Conversation, converse
+from edgeship_runtime.talk import converse
 from edgeship_runtime.talk.events import (
     Done,
-    Event,
     Reasoning,
     Text,
     ToolCallArguments,
@@ -28,13 +24,10 @@ from edgeship_runtime.talk.events import (
 )
 from edgeship_runtime.talk.messages import for_template
 from edgeship_runtime.talk.thinking import CLOSING
-from scripted import TEMPLATE, USER, Engine, model_of, saying, tokenizer, tool
-from toy_artifact import VOCAB
+from scripted import ADD, CALL, TEMPLATE, USER, finished, saying, thinking_on, tokenizer, tool
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "chat-templates"
-ADD = tool("add", a={"type": "integer"}, b={"type": "integer"})
 FIND = tool("find", text={"type": "string", "maxLength": 12})
-CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"sum": {"type": "integer", "maximum": 999, "minimum": 0}, "sure": {"type": "boolean"}},
@@ -42,11 +35,6 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 AS_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
-
-
-def finished(events: Conversation) -> list[Event]:
-    with events:
-        return list(events)
 
 
 class TestThinking:
@@ -65,16 +53,9 @@ class TestThinking:
 
     @pytest.mark.parametrize("budget", [0, 1, 3, 30])
     def test_a_spent_budget_closes_the_thought_and_the_answer_comes(self, budget: int) -> None:
-        endless, after = tokenizer().encode("<think>\n" + "and so on " * 200), tokenizer().encode("Three.")
         closing = tokenizer().encode(CLOSING)
-
-        def say(step: int, held: Sequence[int]) -> NDArray[np.float32]:
-            logits = np.zeros(VOCAB, np.float32)
-            past = next((held[at:] for at in _places(held, closing)), None)
-            logits[[*endless][step] if past is None else [*after, VOCAB - 1][len(past)]] = 9
-            return logits
-
-        events = converse(model_of(Engine(say)), USER, thinking_budget=budget, max_tokens=400)
+        model = thinking_on("<think>\n" + "and so on " * 200, "Three.")
+        events = converse(model, USER, thinking_budget=budget, max_tokens=400)
         finished(events)
         assert events.answer.reasoning is not None
         assert events.answer.reasoning.endswith("the thinking directly now.")
@@ -115,12 +96,6 @@ class TestThinking:
     def test_a_wrong_budget(self, budget: Any) -> None:
         with pytest.raises(UsageError, match="thinking_budget: expected a whole number"):
             converse(saying("x"), USER, thinking_budget=budget)
-
-
-def _places(held: Sequence[int], part: Sequence[int]) -> list[int]:
-    """Ends of `part` in `held`."""
-    size = len(part)
-    return [at + size for at in range(len(held) - size + 1) if list(held[at : at + size]) == list(part)]
 
 
 def converse_tokens(model: Any, **options: Any) -> tuple[int, ...]:

@@ -15,23 +15,12 @@ from numpy.typing import NDArray
 from edgeship_runtime import load
 from edgeship_runtime.answer import Piece
 from edgeship_runtime.errors import ContextError, UsageError
-from edgeship_runtime.talk import Conversation, converse
+from edgeship_runtime.talk import converse
 from edgeship_runtime.talk.aio import iterate
-from edgeship_runtime.talk.events import (
-    Done,
-    Event,
-)
-from scripted import USER, Engine, model_of, saying, tokenizer, tool
+from edgeship_runtime.talk.events import Done
+from scripted import ADD, CALL, USER, Engine, finished, model_of, saying, tokenizer
 from toy_artifact import VOCAB
 from toy_gguf import needs_llamacpp, write_toy_gguf_artifact
-
-ADD = tool("add", a={"type": "integer"}, b={"type": "integer"})
-CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
-
-
-def finished(events: Conversation) -> list[Event]:
-    with events:
-        return list(events)
 
 
 class TestEnding:

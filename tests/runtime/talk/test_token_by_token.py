@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from edgeship_runtime.chat import ChatTemplate
 from edgeship_runtime.talk import converse
@@ -24,14 +21,11 @@ from edgeship_runtime.talk.events import (
     ToolCallStarted,
 )
 from edgeship_runtime.talk.messages import for_template
-from edgeship_runtime.talk.thinking import CLOSING
-from scripted import USER, Engine, model_of, saying, tokenizer, tool
-from toy_artifact import END, VOCAB
+from scripted import ADD, CALL, USER, saying, saying_tokens, thinking_on, tokenizer, tool
+from toy_artifact import VOCAB
 
 TEMPLATES = Path(__file__).resolve().parents[3].parent / "shared" / "chat-templates"
-ADD = tool("add", a={"type": "integer"}, b={"type": "integer"})
 FIND = tool("find", text={"type": "string"})
-CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 TAG = '<tool_call>\n{"name": "find", "arguments": {"text": "</tool_call> é🙂"}}\n</tool_call>'
 ANSWER = f"<think>\nOne é🙂 two.\n</think>\n\nLet me add.\n{CALL}\n{TAG}"
 
@@ -53,13 +47,7 @@ def cutting(text: str, *places: int) -> Any:
     for place in [*places, len(raw)]:
         ids += spelled(raw[last:place])
         last = place
-
-    def say(step: int, held: Sequence[int]) -> NDArray[np.float32]:
-        logits = np.zeros(VOCAB, np.float32)
-        logits[ids[step] if step < len(ids) else END[0]] = 9
-        return logits
-
-    return model_of(Engine(say))
+    return saying_tokens(ids)
 
 
 def spelled(raw: bytes) -> list[int]:
@@ -118,22 +106,10 @@ class TestEveryCut:
 
 class TestBudget:
     def test_every_budget_cuts_the_thought_there_and_the_answer_comes(self) -> None:
-        words, after = "<think>\nincomprehensibilities é🙂 and so on, and on, and on", tokenizer().encode("Done.")
-        thought, closing = [*tokenizer().encode(words)], tokenizer().encode(CLOSING)
-
-        def say(step: int, held: Sequence[int]) -> NDArray[np.float32]:
-            logits = np.zeros(VOCAB, np.float32)
-            given = list(held[len(held) - step :]) if step else []
-            past = next(
-                (given[at + len(closing) :] for at in range(step) if given[at : at + len(closing)] == closing), None
-            )
-            logits[thought[min(step, len(thought) - 1)] if past is None else [*after, END[0]][len(past)]] = 9
-            return logits
-
+        words = "<think>\nincomprehensibilities é🙂 and so on, and on, and on"
         whole = words.removeprefix("<think>\n")
-        for budget in range(len(thought) - 12):
-            model = model_of(Engine(say))
-            _, (reasoning, text, *_) = ask(model, thinking_budget=budget, max_tokens=300)
+        for budget in range(len(tokenizer().encode(words)) - 12):
+            _, (reasoning, text, *_) = ask(thinking_on(words, "Done."), thinking_budget=budget, max_tokens=300)
             told, last, end = reasoning.partition("Considering the limited time")
             assert (last, end.endswith("directly now.")) == ("Considering the limited time", True)
             assert whole.startswith(told.rstrip("\n").rstrip("�")), budget

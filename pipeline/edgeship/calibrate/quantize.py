@@ -87,58 +87,68 @@ class Calibrator:
         return {HEAD: shapes[EMBED]} | shapes
 
     def _block(self, walk: Walk) -> None:
-        """Quantize a block, and take the hidden states through it: copy 0 as quantized, copy 1 in float."""
-        blocks = [walk.block() for _ in range(self._copies)]
-        tokens = walk.batches[-1].b
+        """Quantize a block, and take the hidden states through it: copy 0 as quantized, copy 1 in float.
+
+        Copy 1 passes a site before its weights are quantized, so that no matrix is held twice.
+        """
+        block, tokens = walk.block(), walk.batches[-1].b
         heads = np.empty((self._copies, tokens, self.decoder.heads * self.decoder.head_dim), np.float32)
 
-        def attend(batch: Batch, copy: int) -> Floats:
-            normed = blocks[copy].attention_input(walk.hidden(batch, copy))
-            heads[copy, batch.a : batch.b] = blocks[copy].attention(normed, batch.lengths)
-            return heads[copy, batch.a : batch.b]
+        def qkv(batch: Batch, copy: int) -> Floats:
+            normed = block.attention_input(walk.hidden(batch, copy))
+            if copy == 1:
+                heads[1, batch.a : batch.b] = block.attention(normed, batch.lengths)
+            return normed
 
-        def add_heads(batch: Batch, copy: int) -> Floats:
+        def out(batch: Batch, copy: int) -> Floats:
             answers = heads[copy, batch.a : batch.b]
-            walk.advance(batch, blocks[copy].after_attention(walk.hidden(batch, copy), answers), copy)
-            return blocks[copy].mlp_input(walk.hidden(batch, copy))
-
-        def gate(batch: Batch, copy: int) -> Floats:
-            x = walk.hidden(batch, copy)
-            gated = blocks[copy].gated(blocks[copy].mlp_input(x))
-            if copy == 1:  # its weights stay as they are, so that nothing waits for them
-                walk.advance(batch, blocks[copy].after_mlp(x, gated), copy)
+            if copy == 0:
+                answers[:] = block.attention(block.attention_input(walk.hidden(batch)), batch.lengths)
             else:
+                walk.advance(batch, block.after_attention(walk.hidden(batch, 1), answers), 1)
+            return answers
+
+        def gate_up(batch: Batch, copy: int) -> Floats:
+            if copy == 0:
+                walk.advance(batch, block.after_attention(walk.hidden(batch), heads[0, batch.a : batch.b]))
+            normed = block.mlp_input(walk.hidden(batch, copy))
+            if copy == 1:
+                exact.put(batch, block.gated(normed))
+            return normed
+
+        def down(batch: Batch, copy: int) -> Floats:
+            if copy == 0:
+                gated = block.gated(block.mlp_input(walk.hidden(batch)))
                 kept.put(batch, gated)
+            else:
+                gated = exact.take(batch)
+                walk.advance(batch, block.after_mlp(walk.hidden(batch, 1), gated), 1)
             return gated
 
-        self._site(blocks, QKV, walk, lambda batch, i: blocks[i].attention_input(walk.hidden(batch, i)))
-        self._site(blocks, OUT, walk, attend)
-        for block in blocks:
-            block.release(QKV)
-        self._site(blocks, GATE_UP, walk, add_heads)
-        for block in blocks:
-            block.release(OUT)
-        with TemporaryFile(dir=self.directory) as file:
-            kept = Kept(file, self.decoder.feed_forward)
-            self._site(blocks, DOWN, walk, gate)
+        self._site(block, QKV, walk, qkv)
+        self._site(block, OUT, walk, out, behind=QKV)
+        with TemporaryFile(dir=self.directory) as a, TemporaryFile(dir=self.directory) as b:
+            kept, exact = Kept(a, self.decoder.feed_forward), Kept(b, self.decoder.feed_forward)
+            self._site(block, GATE_UP, walk, gate_up, behind=OUT)
+            self._site(block, DOWN, walk, down, behind=GATE_UP)
             for batch in walk.batches:
-                walk.advance(batch, blocks[0].after_mlp(walk.hidden(batch), kept.take(batch)))
+                walk.advance(batch, block.after_mlp(walk.hidden(batch), kept.take(batch)))
 
     @property
     def _copies(self) -> int:
         return 2 if self.algorithm == "gptq" else 1
 
-    def _site(self, blocks: Sequence[Block], names: Sequence[str], walk: Walk, inputs: Inputs) -> None:
-        """Sum up the inputs of a site over all tokens and quantize its weights, in the first block too."""
-        block = blocks[0]
+    def _site(self, block: Block, names: Sequence[str], walk: Walk, inputs: Inputs, behind: Sequence[str] = ()) -> None:
+        """Sum up the inputs of a site over all tokens and quantize its weights; those `behind` are needed no more."""
         keys = {block.key(name): name for name in names if block.key(name) in self.encodings}
         matrices = [block.matrix(name) for name in names]
         rows, columns = matrices[0].shape
         narrows = len(names) == 1 and rows < columns
         sums = Sums(columns, hessian=self._feeds(keys), through=matrices[0] if narrows else None)
         for batch in walk.batches:
-            given = [inputs(batch, copy) for copy in range(len(blocks))]
+            given = [inputs(batch, copy) for copy in range(self._copies)]
             sums.add(given[0], given[1] if keys and len(given) == 2 else None)
+        block.release(behind)
         chosen = self._inputs(keys, sums, block.prefix)
         for key, name in keys.items():
             matrix = block.matrix(name)

@@ -50,14 +50,16 @@ class Feedback:
 
 
 def prepare(hessian: Floats, group: int, *, damping: float = DAMPING, ordered: bool = True) -> Feedback:
-    """Factor the Hessian `[columns, columns]`, of which only the upper triangle is read; its memory may be reused.
+    """Factor the Hessian `[columns, columns]`, of which only the upper triangle is read; it becomes the answer's.
 
     `group` divides the columns. Without `ordered` the columns go as they come.
     """
     diagonal = hessian.diagonal().astype(np.float64)
     mean = float(diagonal.mean())
     order = _order(diagonal, group) if ordered else np.arange(len(diagonal))
-    upper = _permuted(hessian, order) if ordered else hessian
+    upper = hessian
+    if ordered:
+        _permute(upper, order)
     upper[np.diag_indices_from(upper)] += np.float32(damping * mean if mean > 0 else 1)
     factor(upper)
     pivots = upper.diagonal().copy()
@@ -73,16 +75,17 @@ def _order(diagonal: NDArray[np.float64], group: int) -> NDArray[np.int64]:
     return (groups[:, None] * group + within[groups]).reshape(-1)
 
 
-def _permuted(hessian: Floats, order: NDArray[np.int64]) -> Floats:
-    """The Hessian's upper triangle with rows and columns in another order."""
-    out = np.empty_like(hessian)
-    for a in range(0, len(order), PANEL):  # mirrored first: whole rows are gathered several times as fast as elements
-        corner = hessian[a : a + PANEL, a : a + PANEL]
+def _permute(hessian: Floats, order: NDArray[np.int64]) -> None:
+    """Put rows and columns of the Hessian, whose upper triangle is read, in another order, in place."""
+    panels = [slice(a, a + PANEL) for a in range(0, len(order), PANEL)]
+    for p in panels:  # mirrored first: whole rows are gathered several times as fast as elements
+        corner = hessian[p, p]
         corner[:] = np.triu(corner) + np.triu(corner, 1).T
-        hessian[a + PANEL :, a : a + PANEL] = hessian[a : a + PANEL, a + PANEL :].T
-    for a in range(0, len(order), PANEL):
-        np.take(hessian[order[a : a + PANEL]], order, axis=1, out=out[a : a + PANEL], mode="clip")
-    return out
+        hessian[p.stop :, p] = hessian[p, p.stop :].T
+    for p in panels:
+        hessian[p] = np.take(hessian[p], order, axis=1, mode="clip")
+    for p in panels:
+        hessian[:, p] = np.take(hessian[:, p], order, axis=0, mode="clip")
 
 
 def factor(a: Floats) -> None:

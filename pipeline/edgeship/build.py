@@ -164,7 +164,7 @@ def _prepare(
     text = open_text(source, plan)
     forms = [draw_up(name, plan, text, source.revision) for name in formats]
     gate = open_gate(recipe.accept, text.tokenizer, source.path, plan.rope_positions)
-    calibration = obtain_tokens(plan, CheckpointWeights(tensors), text, progress)
+    calibration = obtain_tokens(plan, CheckpointWeights(tensors), text, progress, kept, _weights_digest(plan, source))
     if recipe.calibration:
         recorded = record(recipe.calibration, calibration)
         plan = replace(plan, recorded={**plan.recorded, "calibration": recorded})
@@ -174,12 +174,17 @@ def _prepare(
     return _Work(plan, source, tensors, importance, text, forms, budget, max_ram, gate, calibration)
 
 
+def _weights_digest(plan: Plan, source: Checkpoint) -> str:
+    """Names the float weights, adapters merged."""
+    named = json.dumps([fingerprint(source), plan.recorded.get("adapters")])
+    return hashlib.sha256(named.encode()).hexdigest()
+
+
 def _decide(
     plan: Plan, source: Checkpoint, weights: CheckpointWeights, tokens: Tokens, kept: Path, progress: Progress
 ) -> tuple[Plan, Mapping[str, NDArray[np.float32]]]:
     """The plan with the types that the text decides on, where its scheme is mixed, and the importance of inputs."""
-    named = json.dumps([fingerprint(source), plan.recorded.get("adapters")])
-    found = deciding.decide(plan, weights, tokens, kept, hashlib.sha256(named.encode()).hexdigest(), progress)
+    found = deciding.decide(plan, weights, tokens, kept, _weights_digest(plan, source), progress)
     if found.chosen:
         names = {role.key: role.tensor for role in plan.decoder.roles()}
         chosen = {names[key]: encoding for key, encoding in found.chosen.items()}

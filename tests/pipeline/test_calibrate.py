@@ -313,6 +313,22 @@ def test_an_interrupted_export_keeps_the_codes_it_chose(
     assert contents(run(small, tmp_path / "cut", **fields(text))) == whole
 
 
+def test_an_interrupted_export_keeps_the_text_that_the_model_wrote(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own: dict[str, Any] = {"scheme": {"algorithm": "gptq"}, "calibration": {"tokens": 64, "sequence": 32}}
+    whole = contents(run(small, tmp_path / "whole", **own))
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "choose_codes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(small, tmp_path / "cut", **own)
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate_export, "sample", lambda *_: (_ for _ in ()).throw(AssertionError("written again")))
+        with pytest.raises(AssertionError):
+            run(small, tmp_path / "cut", **own | {"calibration": {"tokens": 64, "sequence": 32, "seed": 1}})
+        assert contents(run(small, tmp_path / "cut", **own)) == whole
+
+
 def test_a_full_disk_keeps_what_was_chosen(
     small: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

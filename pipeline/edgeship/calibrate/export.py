@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,21 +25,47 @@ STORE = "calibration"
 """The directory of the codes within a partial export; no artifact has it."""
 
 
-def obtain_tokens(plan: Plan, weights: Weights, text: TextSide, progress: Progress) -> Tokens:
+def obtain_tokens(
+    plan: Plan, weights: Weights, text: TextSide, progress: Progress, kept: Path | None = None, digest: str = ""
+) -> Tokens:
     """The calibration text of a recipe that has some, as token sequences; none without.
 
-    Raises RecipeError where its file is not what it should be.
+    What the model writes itself is written into `kept`, and read from there by a later run for the same weights, which
+    `digest` names. Raises RecipeError where the recipe's file is not what it should be.
     """
     section = plan.recipe.calibration
     if section is None:
         return []
     if section.file is None:
-        return sample(plan.decoder, weights, text.tokenizer, section, progress, conversation_start(text))
+        return _written(plan, section, weights, text, progress, kept, digest)
     found = read_tokens(section, text)
     count = sum(map(len, found))
     if count < section.sequences * section.sequence:
         progress.note(f"calibration: {section.file.name} holds {count} tokens of the {section.tokens} asked for")
     return found
+
+
+def _written(
+    plan: Plan,
+    section: Calibration,
+    weights: Weights,
+    text: TextSide,
+    progress: Progress,
+    kept: Path | None,
+    digest: str,
+) -> Tokens:
+    asked = hashlib.sha256(json.dumps([digest, section.resolved()], sort_keys=True).encode()).hexdigest()[:16]
+    file = kept / f"text-{asked}.json" if kept else None
+    if file and file.is_file():
+        found: Tokens = json.loads(file.read_text())
+        return found
+    made = sample(plan.decoder, weights, text.tokenizer, section, progress, conversation_start(text))
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        half = file.with_suffix(".half")
+        half.write_text(json.dumps(made))
+        half.replace(file)
+    return made
 
 
 def record(section: Calibration, tokens: Tokens) -> dict[str, Any]:
@@ -94,5 +122,5 @@ def store_bytes(plan: Plan) -> int:
     if section is None:
         return 0
     codes = sum(t.nbytes("onnx") for t in plan.stored() if t.role.key in wanted)
-    widest = 8 * plan.decoder.hidden_size + 4 * plan.decoder.feed_forward
+    widest = 16 * plan.decoder.hidden_size + 8 * plan.decoder.feed_forward
     return codes + section.tokens * widest if wanted else 0

@@ -16,8 +16,8 @@ from edgeship_runtime.chat import ChatTemplate, check_messages, check_tools, loa
 from edgeship_runtime.errors import ArtifactError, DependencyError, EdgeshipRuntimeError, TemplateError, UsageError
 from edgeship_runtime.manifest import parse_manifest, read_manifest
 from manifests import GENAI, VALID
+from qwen_files import chat_template
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "chat-templates"
 TEMPLATES = ("Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B")
 # One template with what the others lack: macros, generation marks, loop controls, dates, special tokens, indents.
 EVERYTHING = """{{- bos_token }}
@@ -116,12 +116,7 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 
 
 def template_text(name: str) -> str:
-    if name == "everything":
-        return EVERYTHING
-    path = SHARED / f"{name}.jinja"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not beside this checkout")
-    return path.read_text(encoding="utf-8")
+    return EVERYTHING if name == "everything" else chat_template(name)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from checkpoints import SPECIAL, write_tokenizer
 from edgeship_runtime.decode import REPLACEMENT, StopFilter, WindowDetokenizer, Writer
 from edgeship_runtime.errors import ArtifactError, UsageError
 from edgeship_runtime.tokens import Tokenizer, read_tokenizer
+from qwen_files import TOKENIZER, needs_tokenizer
 
-QWEN = Path(__file__).parents[2].parent / "shared" / "qwen2-tokenizer" / "tokenizer.json"
 TEXTS = st.text(max_size=60) | st.sampled_from(
     ["你好，世界 🙂🙂", "def f(x):\n\treturn x\n", "Grüße  👩‍👩‍👧‍👦 e\u0301", "\ufffd\ufffd a"]
 )
@@ -80,9 +80,9 @@ def test_a_stream_that_never_makes_sense_is_not_held_for_ever(byte_level: Tokeni
     assert pieces[:-1] == [REPLACEMENT] * 50
 
 
-@pytest.mark.skipif(not QWEN.exists(), reason="the Qwen2 tokenizer is not beside this checkout")
+@needs_tokenizer
 def test_qwens_own_tokenizer() -> None:
-    tokenizer = read_tokenizer(QWEN)
+    tokenizer = read_tokenizer(TOKENIZER / "tokenizer.json")
 
     @settings(max_examples=200)
     @given(ids=st.lists(st.integers(0, 151_935), max_size=30), text=TEXTS)

@@ -19,10 +19,10 @@ from edgeship_runtime.errors import UsageError
 from edgeship_runtime.llama_tokens import LlamaTokenizer
 from edgeship_runtime.tokens import Tokenizer, read_tokenizer
 from gguf_bytes import ARRAY, BOOL, STRING, model
+from qwen_files import TOKENIZER, needs_tokenizer, vectors
 from toy_gguf import needs_llamacpp, write_toy_gguf
 
 pytestmark = needs_llamacpp
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "qwen2-tokenizer"
 
 TEXTS = (
     "",
@@ -133,10 +133,8 @@ class TestSentencePiece:
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tokenizer, LlamaTokenizer]]:
     """The tokenizer of Qwen2 as GGUF stores it, without a model around it."""
-    if not (SHARED / "tokenizer.json").exists():
-        pytest.skip("the tokenizer of Qwen2 is not here")
     path = tmp_path_factory.mktemp("qwen") / "vocabulary.gguf"
-    value = json.loads((SHARED / "tokenizer.json").read_text(encoding="utf-8"))
+    value = json.loads((TOKENIZER / "tokenizer.json").read_text(encoding="utf-8"))
     ids = value["model"]["vocab"] | {token["content"]: token["id"] for token in value["added_tokens"]}
     special = {token["content"] for token in value["added_tokens"] if token["special"]}
     tokens = sorted(ids, key=ids.__getitem__)
@@ -156,16 +154,14 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tokenizer, 
     writer.write_kv_data_to_file()
     writer.close()
     with closing(LoadedModel(path, vocabulary_only=True)) as loaded:
-        yield read_tokenizer(SHARED / "tokenizer.json"), LlamaTokenizer(loaded)
+        yield read_tokenizer(TOKENIZER / "tokenizer.json"), LlamaTokenizer(loaded)
 
 
+@needs_tokenizer
 class TestQwen:
     def test_recorded_vectors(self, qwen: tuple[Tokenizer, LlamaTokenizer]) -> None:
-        texts = (SHARED / "vectors.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
-        lines = (SHARED / "vectors.out").read_text(encoding="utf-8").split("\n")
-        assert len(texts) > 40
-        for text, line in zip(texts, lines, strict=False):
-            assert qwen[1].encode(text) == [int(word) for word in line.split()], repr(text)
+        for text, ids in vectors():
+            assert qwen[1].encode(text) == ids, repr(text)
 
     @pytest.mark.parametrize("text", TEXTS)
     def test_texts(self, qwen: tuple[Tokenizer, LlamaTokenizer], text: str) -> None:

@@ -22,9 +22,9 @@ from edgeship.plan import make_plan
 from edgeship.text import open_text
 from edgeship_runtime.chat import ChatTemplate
 from exports import recipe
+from qwen_files import chat_template
 
 ROOT = Path(__file__).resolve().parents[3]
-TEMPLATES = ROOT.parent / "shared" / "chat-templates"
 BOS = "<|begin_of_text|>"
 TINY: str = json.loads((ROOT / "pipeline/edgeship/tiny/checkpoint/tokenizer_config.json").read_text())["chat_template"]
 LLAMA3 = (  # meta-llama/Meta-Llama-3-8B-Instruct
@@ -51,13 +51,10 @@ KNOWN: dict[str, tuple[str | None, bool, bool]] = {
 
 
 def source(name: str) -> str:
-    files = {"qwen2.5": "Qwen-Qwen2.5-7B-Instruct.jinja", "qwen3": "Qwen-Qwen3-0.6B.jinja"}
-    if name not in files:
-        return {"tiny": TINY, "plain": CHAT_TEMPLATE, "llama3": LLAMA3, "smollm2": SMOLLM2}[name]
-    path = TEMPLATES / files[name]
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
-    return path.read_text(encoding="utf-8")
+    own = {"qwen2.5": "Qwen-Qwen2.5-7B-Instruct", "qwen3": "Qwen-Qwen3-0.6B"}
+    if name in own:
+        return chat_template(own[name])
+    return {"tiny": TINY, "plain": CHAT_TEMPLATE, "llama3": LLAMA3, "smollm2": SMOLLM2}[name]
 
 
 def jinja(name: str) -> ChatTemplate:

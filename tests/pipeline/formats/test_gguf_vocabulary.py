@@ -25,9 +25,10 @@ from edgeship.formats.gguf.write import GgufFile
 from edgeship.plan import make_plan
 from edgeship.tokenizer import SpecialTokens
 from exports import recipe
+from qwen_files import TOKENIZER, needs_tokenizer, vectors
 
-SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "qwen2-tokenizer"
 TINY = Path(__file__).resolve().parents[3] / "pipeline" / "edgeship" / "tiny" / "checkpoint"
+REAL = [pytest.param(TINY, id="tiny"), pytest.param(TOKENIZER, id="shared", marks=needs_tokenizer)]
 
 LLAMA3_SPLIT = SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -116,10 +117,8 @@ class TestStructure:
     def test_pre_follows_from_it(self, pre: str) -> None:
         assert choose_pre(raw(pre)) == pre
 
-    @pytest.mark.parametrize("directory", [TINY, SHARED], ids=["tiny", "shared"])
+    @pytest.mark.parametrize("directory", REAL)
     def test_qwen2_is_recognized(self, directory: Path) -> None:
-        if not (directory / "tokenizer.json").exists():
-            pytest.skip(f"{directory} is not there")
         assert choose_pre(json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))) == "qwen2"
 
     @pytest.mark.parametrize(
@@ -334,7 +333,7 @@ class TestTokenIds:
         assert (found[0], found[-1]) == (ids["<|im_start|>"], ids["<|im_end|>"])
         assert len(found) > 2
 
-    @pytest.mark.parametrize("directory", [TINY, SHARED], ids=["tiny", "shared"])
+    @pytest.mark.parametrize("directory", REAL)
     def test_equal_for_real_tokenizers(self, directory: Path, tmp_path: Path) -> None:
         from llamas import opened
 
@@ -348,22 +347,18 @@ class TestTokenIds:
             )
             assert llama.tokens(chat, special=True) == tokenizer.encode(chat).ids
 
+    @needs_tokenizer
     def test_equal_the_vectors_of_llamacpp(self, tmp_path: Path) -> None:
         from llamas import opened
 
-        with opened(real(SHARED, tmp_path), vocab_only=True) as llama:
-            inputs = (SHARED / "vectors.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
-            expected = [[int(t) for t in line.split()] for line in (SHARED / "vectors.out").read_text().splitlines()]
-            tokenizer = Tokenizer.from_file(str(SHARED / "tokenizer.json"))
-            assert len(inputs) >= len(expected) > 40
-            for text, ids in zip(inputs, expected, strict=False):
+        with opened(real(TOKENIZER, tmp_path), vocab_only=True) as llama:
+            tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
+            for text, ids in vectors():
                 assert llama.tokens(text) == ids, text
                 assert tokenizer.encode(nfc(text), add_special_tokens=False).ids == llama.tokens(nfc(text)), text
 
 
 def real(directory: Path, tmp_path: Path) -> Path:
-    if not (directory / "tokenizer.json").exists():
-        pytest.skip(f"{directory} is not there")
     found = {n: (directory / n).read_bytes() for n in ("tokenizer.json", "tokenizer_config.json")}
     ids = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab(with_added_tokens=True)
     end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -24,9 +23,9 @@ from edgeship_runtime.talk.events import (
 )
 from edgeship_runtime.talk.messages import for_template
 from edgeship_runtime.talk.thinking import CLOSING
+from qwen_files import chat_template
 from scripted import ADD, CALL, TEMPLATE, USER, finished, saying, thinking_on, tokenizer, tool
 
-SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "chat-templates"
 FIND = tool("find", text={"type": "string", "maxLength": 12})
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -287,9 +286,7 @@ class TestMessages:
             for_template([{"role": "user", "content": [part]}])
 
     def test_old_thoughts_are_left_out_as_qwen3s_template_says(self) -> None:
-        path = SHARED / "Qwen-Qwen3-0.6B.jinja"
-        if not path.exists():
-            pytest.skip("the Qwen3 template lies beside the repository on the development machine")
+        source = chat_template("Qwen-Qwen3-0.6B")
         chat_template_utils = pytest.importorskip("transformers.utils.chat_template_utils")
         answer = converse(saying("<think>\nold thought\n</think>\n\nFirst."), USER)
         finished(answer)
@@ -297,7 +294,6 @@ class TestMessages:
         current = {"role": "assistant", "content": None, "reasoning_content": "new thought", "tool_calls": [call]}
         result = {"role": "tool", "tool_call_id": "c", "content": "3"}
         told = for_template([*USER, answer.answer.message(), {"role": "user", "content": "Add."}, current, result])
-        source = path.read_text()
         ours = ChatTemplate(source).render(told, [ADD])
         assert "old thought" not in ours
         assert "<think>\nnew thought\n</think>" in ours

@@ -11,7 +11,6 @@ import time
 import weakref
 from collections.abc import Sequence
 from datetime import date
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -31,11 +30,11 @@ from edgeship_runtime.talk import converse
 from edgeship_runtime.talk.schema import exact
 from edgeship_runtime.talk.structured import Matcher, _vocabulary, grammar, json_rule
 from edgeship_runtime.tokens import Tokenizer, read_tokenizer
+from qwen_files import TOKENIZER, needs_tokenizer
 from random_schemas import random_schema, validate
 from scripted import USER, Engine, model_of, saying, tokenizer
 from toy_artifact import VOCAB
 
-QWEN = Path(__file__).resolve().parents[3].parent / "shared" / "qwen2-tokenizer" / "tokenizer.json"
 ROWS = 151_936  # of Qwen2.5's and Qwen3's tables
 SCHEMAS = 1000
 
@@ -215,9 +214,9 @@ def test_a_model_without_llguidance_says_what_to_install(monkeypatch: pytest.Mon
     assert "edgeship-runtime[structured]" in caught.value.hint
 
 
-@pytest.mark.skipif(not QWEN.exists(), reason="Qwen's tokenizer lies beside the repository on the development machine")
+@needs_tokenizer
 def test_what_a_mask_costs_with_qwens_vocabulary() -> None:
-    text = read_tokenizer(QWEN)
+    text = read_tokenizer(TOKENIZER / "tokenizer.json")
     facts = SimpleNamespace(model=SimpleNamespace(eos_token_ids=(151645, 151643)))
     engine = SimpleNamespace(vocab_size=ROWS)
     model = _Stub(engine, text, facts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +20,10 @@ from edgeship_runtime.talk.events import (
     ToolCallStarted,
 )
 from edgeship_runtime.talk.messages import for_template
+from qwen_files import chat_template
 from scripted import ADD, CALL, USER, saying, saying_tokens, thinking_on, tokenizer, tool
 from toy_artifact import VOCAB
 
-TEMPLATES = Path(__file__).resolve().parents[3].parent / "shared" / "chat-templates"
 FIND = tool("find", text={"type": "string"})
 TAG = '<tool_call>\n{"name": "find", "arguments": {"text": "</tool_call> é🙂"}}\n</tool_call>'
 ANSWER = f"<think>\nOne é🙂 two.\n</think>\n\nLet me add.\n{CALL}\n{TAG}"
@@ -150,20 +149,18 @@ HISTORY: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("name", ["Qwen-Qwen3-0.6B.jinja", "Qwen-Qwen2.5-7B-Instruct.jinja"])
+@pytest.mark.parametrize("name", ["Qwen-Qwen3-0.6B", "Qwen-Qwen2.5-7B-Instruct"])
 @pytest.mark.parametrize("turns", [*range(2, len(HISTORY) + 1)])
 @pytest.mark.parametrize("thinking", [None, True, False])
 def test_history_is_rendered_as_transformers_renders_it(name: str, turns: int, thinking: bool | None) -> None:
-    path = TEMPLATES / name
-    if not path.exists():
-        pytest.skip("the templates lie beside the repository on the development machine")
+    source = chat_template(name)
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
     told = for_template(HISTORY[:turns])
     variables = {} if thinking is None else {"enable_thinking": thinking}
     theirs, _ = utils.render_jinja_template(
-        [told], tools=[ADD, FIND], chat_template=path.read_text(), add_generation_prompt=True, **variables
+        [told], tools=[ADD, FIND], chat_template=source, add_generation_prompt=True, **variables
     )
-    ours = ChatTemplate(path.read_text()).render(told, [ADD, FIND], thinking)
+    ours = ChatTemplate(source).render(told, [ADD, FIND], thinking)
     assert ours == theirs[0]
     assert "old thought" not in ours or turns == 3  # the last answer's own is still there
     if "Qwen3" in name and turns > 4:

@@ -190,6 +190,10 @@ WASM_LOGITS = 1e-4
 WASM_TIE_STD = 1e-5
 """Deviations between the best two logits under which those two may choose different tokens."""
 
+HALF_RMS_STD = 0.02
+"""Of the logits' deviation, root mean square: activations of 11 significant bits against 24, through a few layers
+(measured on the tiny model: 0.008)."""
+
 WEBGPU_KL = 0.05
 """Nats: shaders round activations to 8 bits, as native onnxruntime does by default."""
 
@@ -209,3 +213,7 @@ measured; they round activations alike and add in another order."""
 RUNNER_TIE_STD = 0.1
 """Deviations between the best two logits under which those kernels may choose different tokens: twice the error that
 either has against the golden logits (0.05)."""
+
+CALIBRATION_MEMORY = 0.7
+"""Of the memory stated for choosing codes, beside the interpreter: what is taken at least. A plan that says far more
+refuses machines that would do; one that says less runs them out of memory."""

@@ -11,6 +11,7 @@ import pytest
 from edgeship import build, catalog
 from edgeship.errors import EdgeshipError
 from edgeship.progress import Silent
+from edgeship.recipe import with_algorithm
 from edgeship.ship.web_app import App, find_app
 from edgeship.ship.web_bundle import make_web_bundle
 
@@ -40,7 +41,7 @@ def app() -> App:
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in both formats."""
     made = build.export(
-        catalog.find("tiny-int4"),
+        with_algorithm(catalog.find("tiny-int4"), "rtn"),
         checkpoint=None,
         out=tmp_path_factory.mktemp("artifacts"),
         formats=("onnx", "gguf"),

@@ -22,7 +22,8 @@ from edgeship.ship.web_site import Site, read_site
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 GPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
-"""WebGPU in software, without 16-bit floats in shaders."""
+"""WebGPU in software; SwiftShader's shaders have no 16-bit floats."""
+NO_HALF = "the shaders of this browser's adapter have no 16-bit floats (shader-f16)"
 SLOWER = 2
 """The processor of the page, by as much; workers, which compute, are as fast as this machine."""
 MINUTES = 60_000.0

@@ -21,7 +21,7 @@ from edgeship.ship.web_app import App
 from edgeship.ship.web_bundle import make_web_bundle
 from edgeship_runtime.acceptance import DATE_STRING, read_chats, read_golden
 from edgeship_runtime.manifest import read_manifest
-from phone import Phone, phone, serving
+from phone import NO_HALF, Phone, phone, serving
 from tolerances import WASM_LOGITS, WASM_TIE_STD, WEBGPU_KL, WEBGPU_RMS_STD, WEBGPU_TIE_STD
 from toy_artifact import write_toy
 
@@ -67,18 +67,20 @@ def prompts(artifact: Path) -> list[list[int]]:
     return [ids for case in cases for ids in (list(case.prompt), list(case.tokens[:-1]))]
 
 
-@pytest.fixture(scope="module", params=["wasm", "webgpu"])
+@pytest.fixture(scope="module", params=["wasm", "webgpu-32", "webgpu-16"])
 def page(
     request: pytest.FixtureRequest, playwright: Any, sites: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Phone]]:
-    backend, scratch = request.param, tmp_path_factory.mktemp("phone")
+    (backend, _, floats), scratch = request.param.partition("-"), tmp_path_factory.mktemp("phone")
     with (
         serving(sites["onnx"], scratch / "reports") as host,
         phone(playwright, host.url, scratch / "profile", gpu=backend == "webgpu") as here,
     ):
-        here.open(f"?backend={backend}&threads=2")
+        here.open(f"?backend={backend}&threads=2&floats={floats}")
+        if floats == "16" and not here.ask("state")["half"]:
+            pytest.skip(NO_HALF)
         here.install()
-        yield backend, here
+        yield request.param, here
         assert here.complaints == []
 
 

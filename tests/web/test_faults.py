@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from acceptance_files import seal
@@ -19,12 +21,13 @@ from edgeship import catalog
 from edgeship.progress import Silent
 from edgeship.ship.web_app import App
 from edgeship.ship.web_bundle import PART, make_web_bundle
-from phone import MINUTES, Host, Phone, cut_after, flipped, phone, serving
+from phone import MINUTES, NO_HALF, Host, Phone, cut_after, flipped, phone, serving
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]
 
 TOKENIZER = "model/tokenizer.json"
 WEIGHTS = "model/onnx/model_q4.onnx_data"
+NORM = "norm.weight"
 
 
 @contextmanager
@@ -139,6 +142,44 @@ def test_without_webgpu(playwright: Any, sites: dict[str, Path], tmp_path: Path)
         works(here)
         here.page.tap("#nav-settings")
         assert here.page.locator("#backend option").all_inner_texts() == ["WASM"]
+
+
+def test_without_16_bit_floats(playwright: Any, sites: dict[str, Path], tmp_path: Path) -> None:
+    with opened(playwright, sites["onnx"], tmp_path, "?backend=webgpu&floats=16", gpu=True) as (_, here):
+        state = here.ask("state")
+        if state["half"]:
+            pytest.skip("the shaders of this browser's adapter have 16-bit floats")
+        assert state["backend"] == "webgpu"
+        assert "no 16-bit floats" in here.message()
+        here.install()
+        with pytest.raises(Exception, match="shader-f16"):
+            here.ask("load", {"half": True})
+        here.page.tap("#nav-settings")
+        assert here.page.is_hidden("#floats-row")
+
+
+def test_a_model_that_overflows_16_bits(playwright: Any, artifact: Path, app: App, tmp_path: Path) -> None:
+    folder = tmp_path / "loud"
+    shutil.copytree(artifact / "onnx", folder)
+    (norm,) = (
+        t for t in onnx.load(folder / "model.onnx", load_external_data=False).graph.initializer if t.name == NORM
+    )
+    place = {each.key: each.value for each in norm.external_data}
+    weights = np.memmap(folder / "model.onnx.data", np.float32, "r+", int(place["offset"]), tuple(norm.dims))
+    weights *= 1e6
+    weights.flush()
+    seal(folder)
+    device = catalog.find_device("phone-web")
+    site = make_web_bundle(folder, device, "ort", tmp_path / "out", app=app.path, kind=None, progress=Silent()).path
+    with opened(playwright, site, tmp_path, "?backend=webgpu&floats=16", gpu=True) as (_, here):
+        if not here.ask("state")["half"]:
+            pytest.skip(NO_HALF)
+        here.install()
+        with pytest.raises(Exception, match="overflow"):
+            works(here)
+        here.page.tap("#nav-settings")
+        here.page.select_option("#floats", "32")
+        works(here)
 
 
 def test_without_shared_memory(playwright: Any, sites: dict[str, Path], tmp_path: Path) -> None:

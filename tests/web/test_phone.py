@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgeship.ship.report import read_reports
-from phone import MINUTES, phone, serving
+from phone import MINUTES, NO_HALF, phone, serving
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(900)]
 
@@ -20,22 +20,31 @@ class Way:
     form: str
     backend: str
     threads: int
+    floats: int = 32
 
     def __str__(self) -> str:
-        return f"{self.form}-{self.backend}-{self.threads}"
+        return f"{self.form}-{self.backend}-{self.threads}-{self.floats}"
 
 
-WAYS = [Way("onnx", "wasm", 1), Way("onnx", "wasm", 2), Way("onnx", "webgpu", 1), Way("gguf", "wasm", 1)]
+WAYS = [
+    Way("onnx", "wasm", 1),
+    Way("onnx", "wasm", 2),
+    Way("onnx", "webgpu", 1),
+    Way("onnx", "webgpu", 1, floats=16),
+    Way("gguf", "wasm", 1),
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_the_whole_way(playwright: Any, sites: dict[str, Path], tmp_path: Path, way: Way) -> None:
-    query = f"?backend={way.backend}&threads={way.threads}&temperature=0"
+    query = f"?backend={way.backend}&threads={way.threads}&floats={way.floats}&temperature=0"
     with (
         serving(sites[way.form], tmp_path / "reports") as host,
         phone(playwright, host.url, tmp_path / "profile", gpu=way.backend == "webgpu") as here,
     ):
         here.open(query)
+        if way.floats == 16 and not here.ask("state")["half"]:
+            pytest.skip(NO_HALF)
         assert here.ask("state")["phase"] == "absent"
         here.install()
         state = here.ask("state")
@@ -54,6 +63,8 @@ def test_the_whole_way(playwright: Any, sites: dict[str, Path], tmp_path: Path, 
         assert verdict["verdict"] == "pass", verdict["failures"]
         agreement = verdict["agreement"]
         assert agreement["wrong"] == 0
+        if way.backend == "webgpu":
+            assert agreement["kernels"] == f"webgpu float{way.floats}"
         assert verdict["templates"]["equal"] == verdict["templates"]["cases"] > 0
         assert verdict["tokens"]["equal"] == verdict["tokens"]["cases"] > 0
         print(f"{way}: {json.dumps(agreement)}")

@@ -2,7 +2,7 @@
 
 `site.json` is what the app reads; `bundle.json` names every file, and `edgeship serve-web` serves no other. The folder
 `model/` is a model folder of transformers.js too: the weights lie in it once, under the name it wants, and the app
-fetches them by ranges.
+fetches them by ranges. An ONNX artifact has a second graph on these weights, for GPUs with 16-bit floats.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgeship import __version__
 from edgeship.device import Device
 from edgeship.errors import ArtifactError, PlanError
 from edgeship.progress import Progress
-from edgeship.ship import archive, making, transformers_js
+from edgeship.ship import archive, half_graph, making, transformers_js
 from edgeship.ship.making import Bundle, Source
 from edgeship.ship.web_app import App, audit_summary, find_app
 from edgeship.sizes import format_size
@@ -122,9 +122,18 @@ def _place(source: Source, folder: Path, *, split: bool, progress: Progress) -> 
         placed.append({"name": name} | entry)
         progress.advance(entry["size"], name)
     progress.finish()
-    if manifest.format == "onnx" and not split:
-        _place_transformers_js(source, folder / "model")
+    if manifest.format == "onnx":
+        placed.append(_place_half_graph(source, folder, split=split))
+        if not split:
+            _place_transformers_js(source, folder / "model")
     return placed
+
+
+def _place_half_graph(source: Source, folder: Path, *, split: bool) -> dict[str, Any]:
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / half_graph.NAME
+        path.write_bytes(half_graph.half_graph((source.directory / transformers_js.GRAPH).read_bytes()))
+        return {"name": half_graph.NAME} | _place_file(path, folder, f"model/{half_graph.NAME}", split=split)
 
 
 def _place_file(path: Path, folder: Path, url: str, *, split: bool) -> dict[str, Any]:
@@ -180,16 +189,21 @@ def _attention_heads(source: Source) -> int:
 
 
 def _write_site(source: Source, placed: list[dict[str, Any]], app: App, folder: Path) -> None:
-    manifest = next(each["sha256"] for each in placed if each["name"] == MANIFEST_NAME)  # names all others by hash
+    by_name = {each["name"]: each["sha256"] for each in placed}
+    half = half_graph.NAME if half_graph.NAME in by_name else None
+    sealed = by_name[MANIFEST_NAME]  # names by hash what the artifact brings
     engine = app.engines[source.manifest.format]
     site = {
         "schema": SCHEMA,
         "name": source.manifest.name,
         "engine": source.manifest.format,
         "edgeship": __version__,
-        "digest": hashlib.sha256(json.dumps([manifest, engine], sort_keys=True).encode()).hexdigest(),
+        "digest": hashlib.sha256(
+            json.dumps([sealed, by_name.get(half_graph.NAME), engine], sort_keys=True).encode()
+        ).hexdigest(),
         "bytes": sum(each["size"] for each in placed),
         "files": placed,
+        "half_graph": half,
         "engine_files": engine,
         "results": None,
     }

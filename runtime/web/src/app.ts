@@ -12,6 +12,8 @@ interface Settings {
   threads: number | null;
   context: number | null;
   temperature: number | null;
+  /** Bits of the GPU's floats: 16 or 32; null for 16 where it has them. */
+  floats: number | null;
 }
 
 const SETTINGS = "edgeship-settings";
@@ -85,14 +87,20 @@ export class App {
   }
 
   get loadOptions(): LoadOptions {
-    const { backend, threads, context } = this.settings;
+    const { backend, threads, context, floats } = this.settings;
     const known = backend && this.backends.includes(backend) ? backend : this.backends[0]!;
-    return { backend: known, threads: this.browser.isolated ? (threads ?? usualThreads(this.browser)) : 1, context };
+    const count = this.browser.isolated ? (threads ?? usualThreads(this.browser)) : 1;
+    return { backend: known, threads: count, context, half: known === "webgpu" && this.hasHalf && floats !== 32 };
+  }
+
+  /** Whether the model can be run with 16-bit floats here. */
+  get hasHalf(): boolean {
+    return this.browser.halfFloats && this.model.halfGraph !== null;
   }
 
   /** What was chosen and cannot be had here, and what is done instead; null when all can. */
   insteadOfChosen(): [message: string, hint: string] | null {
-    const { backend, threads } = this.settings;
+    const { backend, threads, floats } = this.settings;
     if (backend === "webgpu" && this.model.engine === "gguf") {
       return [
         "GGUF artifacts run on the processor here, not on WebGPU.",
@@ -104,6 +112,9 @@ export class App {
         "This browser has no WebGPU adapter.",
         "The processor does the work (WASM); a newer browser may have one.",
       ];
+    }
+    if (floats === 16 && backend !== "wasm" && this.browser.adapter !== null && !this.hasHalf) {
+      return ["This GPU's shaders have no 16-bit floats.", "It computes with 32 bits, which takes more memory."];
     }
     if ((threads ?? 1) > 1 && !this.browser.isolated) {
       return [
@@ -146,6 +157,12 @@ export class App {
     const wanted = { ...this.loadOptions, ...options };
     if (wanted.backend === "webgpu" && !this.backends.includes("webgpu")) {
       throw new AppError("This browser has no WebGPU adapter for this model.", "Choose the WASM backend in Settings.");
+    }
+    if (wanted.half && !(wanted.backend === "webgpu" && this.hasHalf)) {
+      throw new AppError(
+        "16-bit floats need WebGPU and a GPU whose shaders have them (shader-f16).",
+        "Choose 32 bits in Settings.",
+      );
     }
     if (wanted.threads > 1 && !this.browser.isolated) {
       throw new AppError(
@@ -209,5 +226,6 @@ function readSettings(): Settings {
     threads: number("threads", 1),
     context: number("context", 16),
     temperature: number("temperature", 0),
+    floats: number("floats", 16),
   };
 }

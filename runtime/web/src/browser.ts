@@ -1,7 +1,10 @@
 import type { Backend } from "./site";
 
 interface Gpu {
-  requestAdapter(): Promise<{ info?: { vendor?: string; architecture?: string; description?: string } } | null>;
+  requestAdapter(): Promise<{
+    info?: { vendor?: string; architecture?: string; description?: string };
+    features: { has(name: string): boolean };
+  } | null>;
 }
 
 /** What this browser can do. */
@@ -14,6 +17,8 @@ export interface Browser {
   readonly isolated: boolean;
   /** The GPU's name; null where WebGPU has no adapter. */
   readonly adapter: string | null;
+  /** Whether the GPU's shaders have 16-bit floats. */
+  readonly halfFloats: boolean;
 }
 
 export async function lookAround(): Promise<Browser> {
@@ -24,18 +29,19 @@ export async function lookAround(): Promise<Browser> {
     cores: nav.hardwareConcurrency || 1,
     memoryGb: nav.deviceMemory ?? null,
     isolated: crossOriginIsolated,
-    adapter: await adapterName(nav.gpu),
+    ...(await lookAtGpu(nav.gpu)),
   };
 }
 
-async function adapterName(gpu: Gpu | undefined): Promise<string | null> {
+async function lookAtGpu(gpu: Gpu | undefined): Promise<Pick<Browser, "adapter" | "halfFloats">> {
   try {
-    const adapter = await gpu?.requestAdapter();
-    if (!adapter) return null;
-    const { vendor = "", architecture = "", description = "" } = adapter.info ?? {};
-    return [vendor, architecture, description].filter(Boolean).join(" ") || "WebGPU adapter";
+    const found = await gpu?.requestAdapter();
+    if (!found) return { adapter: null, halfFloats: false };
+    const { vendor = "", architecture = "", description = "" } = found.info ?? {};
+    const adapter = [vendor, architecture, description].filter(Boolean).join(" ") || "WebGPU adapter";
+    return { adapter, halfFloats: found.features.has("shader-f16") };
   } catch {
-    return null;
+    return { adapter: null, halfFloats: false };
   }
 }
 

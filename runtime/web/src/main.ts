@@ -32,8 +32,9 @@ function status(app: App): void {
   document.title = app.model.name;
   const threads = loaded && loaded.threads > 1 ? `, ${loaded.threads} threads` : "";
   const words = { wasm: "WASM", webgpu: "WebGPU" };
+  const half = loaded?.kernels.endsWith("float16") ? ", 16-bit floats" : "";
   at("status").textContent = loaded
-    ? `${words[loaded.backend]}${threads}`
+    ? `${words[loaded.backend]}${half}${threads}`
     : app.phase === "update"
       ? "update available"
       : "";

@@ -48,7 +48,7 @@ export class Model {
       const model = await store.file(site.digest, manifest.modelFile);
       this.engine = new Engine(await openGguf(model, manifest, { threads: options.threads, context, base: folder }));
     } else {
-      const model = await store.file(site.digest, manifest.modelFile);
+      const model = await store.file(site.digest, (options.half && site.halfGraph) || manifest.modelFile);
       const data: Record<string, { blob: Blob; open: () => Promise<SyncFile> }> = {};
       for (const name of Object.keys(manifest.files)) {
         if (!name.startsWith(`${manifest.modelFile}.`)) continue;

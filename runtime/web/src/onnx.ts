@@ -14,6 +14,7 @@ import type { SyncFile } from "./store";
 const CHUNK = 128;
 /** On WebGPU: from 32 tokens on other shaders run, whose logits were half a deviation off (1.30, software adapter). */
 const GPU_CHUNK = 31;
+const WIDER = "Choose 32 bits for the GPU's floats, or the WASM backend, in Settings.";
 
 export interface OnnxFiles {
   readonly model: Blob;
@@ -128,8 +129,10 @@ class OnnxSequence implements Sequence {
       await this.cache.advance(results);
       this.last = last ? await this.lastRow(results.logits!) : null;
     } catch (cause) {
+      if (cause instanceof AppError) throw cause;
       const error = asAppError(cause);
-      const hint = this.kernels.startsWith("webgpu") ? "Choose the WASM backend in Settings." : error.hint;
+      const gpu = this.cache.type === "float16" ? WIDER : "Choose the WASM backend in Settings.";
+      const hint = this.kernels.startsWith("webgpu") ? gpu : error.hint;
       throw new AppError(`onnxruntime-web could not run the model: ${error.message}`, hint);
     }
     this.length = total;
@@ -175,6 +178,8 @@ class OnnxSequence implements Sequence {
         ? Float32Array.from(row, halfToFloat)
         : Float32Array.from(row);
     logits.dispose();
+    if (this.cache.type === "float16" && !numbers.every(Number.isFinite))
+      throw new AppError("16-bit floats are too small for this model: its numbers overflow.", WIDER);
     return numbers;
   }
 }

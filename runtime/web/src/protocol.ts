@@ -7,6 +7,8 @@ export interface LoadOptions {
   readonly backend: Backend;
   readonly threads: number;
   readonly context: number | null;
+  /** On WebGPU, compute with 16-bit floats and keep the KV cache in them. */
+  readonly half: boolean;
 }
 
 export interface Loaded {

@@ -35,6 +35,8 @@ export interface Site {
   readonly digest: string;
   readonly bytes: number;
   readonly files: readonly SiteFile[];
+  /** The file with the graph for 16-bit floats; null where there is none. */
+  readonly halfGraph: string | null;
   readonly engineFiles: Readonly<Record<string, readonly EngineFile[]>>;
   readonly results: string | null;
 }
@@ -53,6 +55,9 @@ export function parseSite(text: string): Site {
   const files = top.items("files").map(readFile);
   const bytes = files.reduce((sum, file) => sum + file.size, 0);
   if (new Set(files.map((file) => file.name)).size !== files.length) top.fail("files", "every name once", files);
+  const halfGraph = top.textOrNull("half_graph");
+  if (halfGraph !== null && !files.some((file) => file.name === halfGraph))
+    top.fail("half_graph", "the name of one of the files", halfGraph);
   const groups = top.inner("engine_files");
   const engineFiles: Record<string, EngineFile[]> = {};
   for (const name of groups.names()) {
@@ -61,7 +66,8 @@ export function parseSite(text: string): Site {
       .map((each) => ({ url: relative(each, "url"), size: each.whole("size"), sha256: hex(each, "sha256") }));
   }
   const results = top.textOrNull("results") === null ? null : relative(top, "results");
-  return { name: top.text("name"), engine, edgeship: top.text("edgeship"), digest, bytes, files, engineFiles, results };
+  const [name, edgeship] = [top.text("name"), top.text("edgeship")];
+  return { name, engine, edgeship, digest, bytes, files, halfGraph, engineFiles, results };
 }
 
 function readFile(file: Fields): SiteFile {

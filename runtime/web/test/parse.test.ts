@@ -29,6 +29,12 @@ describe("site.json", () => {
     expect(found.engineFiles.wasm).toHaveLength(1);
   });
 
+  it("names its graph for 16-bit floats, which is one of its files", () => {
+    expect(read({}).halfGraph).toBeNull();
+    expect(read({ half_graph: "model.onnx" }).halfGraph).toBe("model.onnx");
+    for (const name of ["other.onnx", "../model.onnx", "", 16]) expect(() => read({ half_graph: name })).toThrow();
+  });
+
   it.each([
     ["not JSON", "{"],
     ["a list", "[]"],

@@ -8,30 +8,18 @@ from typing import Any
 
 import pytest
 
+import planned
 from edgeship import catalog
 from edgeship.plan import Plan, make_plan, read_plan
 from edgeship.recipe import Recipe, with_algorithm
 from edgeship.recipe_file import read_recipe
+from planned import recipe
 
-CONFIG: dict[str, Any] = {
-    "model_type": "qwen2",
-    "vocab_size": 1000,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
+CONFIG = planned.CONFIG | {"num_hidden_layers": 4}
 
 
 def plan(formats: list[str], scheme: dict[str, Any], config: dict[str, Any] | None = None, **fields: Any) -> Plan:
-    values = {"name": "case", "source": {"repo": "a/b"}, "context": 256, "formats": formats, "scheme": scheme}
-    return make_plan(Recipe.model_validate(values | fields), CONFIG | (config or {}))
+    return make_plan(recipe(formats=formats, scheme=scheme, **fields), CONFIG | (config or {}))
 
 
 def test_onnx_has_no_types_of_ggml() -> None:

@@ -11,29 +11,15 @@ from edgeship.encodings import ENCODINGS
 from edgeship.footprint import Memory
 from edgeship.plan import make_plan, read_plan
 from edgeship.recipe import Recipe
+from planned import CONFIG, recipe
 
-CONFIG: dict[str, Any] = {
-    "model_type": "qwen2",
-    "vocab_size": 1000,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
 BODY = 2 * (2 * 256 * 256 + 2 * 128 * 256 + 3 * 256 * 512)
 TABLE = 1000 * 256
 FLOAT = 2 * (256 + 2 * 128 + 2 * 256) + 256
 
 
 def memory(form: str, config: dict[str, Any] = CONFIG, **fields: Any) -> Memory:
-    values = {"name": "case", "source": {"repo": "a/b"}, "context": 256, "formats": [form], **fields}
-    return next(iter(make_plan(Recipe.model_validate(values), config).footprints.values())).memory
+    return next(iter(make_plan(recipe(formats=[form], **fields), config).footprints.values())).memory
 
 
 def test_memory_in_onnxruntime() -> None:

@@ -10,33 +10,17 @@ from typing import Any
 
 import pytest
 
+import planned
 from edgeship import catalog
 from edgeship.encodings import ENCODINGS
 from edgeship.errors import ArchitectureError, EdgeshipError, PlanError
 from edgeship.plan import make_plan, plan_checkpoint, read_plan
-from edgeship.recipe import Recipe
+from planned import recipe
 
-CONFIG: dict[str, Any] = {
-    "model_type": "qwen2",
-    "vocab_size": 1000,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
+CONFIG = planned.CONFIG | {"hidden_size": 128, "intermediate_size": 256}
 BODY = 2 * (128 * 128 + 2 * 64 * 128 + 128 * 128 + 3 * 128 * 256)
 FLOAT = 2 * (128 + 128 + 64 + 64 + 128) + 128  # two norms and the biases of q, k and v, per layer; the last norm
 TABLE = 1000 * 128
-
-
-def recipe(**fields: Any) -> Recipe:
-    return Recipe.model_validate({"name": "case", "source": {"repo": "a/b"}, "context": 256, **fields})
 
 
 def test_parts_and_sizes_of_a_tied_model() -> None:

@@ -48,7 +48,8 @@ def built() -> dict[str, Path]:
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in GGUF."""
     out = tmp_path_factory.mktemp("artifacts")
-    assert cli.run(["export", "tiny-int4", "--format", "gguf", "--out", str(out), "--json"]) == 0
+    made = ["export", "tiny-int4", "--algorithm", "rtn", "--format", "gguf", "--out", str(out), "--json"]
+    assert cli.run(made) == 0
     return out / "tiny-int4/gguf"
 
 

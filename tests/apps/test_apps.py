@@ -79,7 +79,8 @@ def test_gguf_on_a_desktop_jvm(tmp_path: Path) -> None:
     command += [f"-L{libraries}", "-lllama", f"-Wl,-rpath,{libraries}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert cli.run(["export", "tiny-int4", "--format", "gguf", "--out", str(tmp_path / "made"), "--json"]) == 0
+    made = ["export", "tiny-int4", "--algorithm", "rtn", "--format", "gguf", "--out", str(tmp_path / "made"), "--json"]
+    assert cli.run(made) == 0
     artifact = tmp_path / "made/tiny-int4/gguf"
     prompt = "What is the opposite of hot?"
     java = ["java", f"-Djava.library.path={tmp_path}", "-cp", str(tmp_path), "Main"]

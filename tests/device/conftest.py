@@ -56,7 +56,7 @@ def machine(say: Callable[[str], None]) -> Iterator[Board]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model's artifact: directories onnx and gguf."""
     out = tmp_path_factory.mktemp("artifacts")
-    command = Path(sys.executable).with_name("edgeship")
-    done = subprocess.run([command, "export", "tiny-int4", "--out", str(out)], capture_output=True, text=True)
+    command, tiny = Path(sys.executable).with_name("edgeship"), ["tiny-int4", "--algorithm", "rtn"]
+    done = subprocess.run([command, "export", *tiny, "--out", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out / "tiny-int4"

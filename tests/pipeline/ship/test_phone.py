@@ -40,7 +40,8 @@ UNAME = "#!/bin/sh\ncase $1 in -m) echo aarch64 ;; -o) echo Android ;; *) echo L
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("artifacts")
-    assert cli.run(["export", "tiny-int4", "--format", "gguf", "--out", str(out), "--json"]) == 0
+    made = ["export", "tiny-int4", "--algorithm", "rtn", "--format", "gguf", "--out", str(out), "--json"]
+    assert cli.run(made) == 0
     return out / "tiny-int4"
 
 

@@ -19,7 +19,7 @@ from toy_gguf import needs_llamacpp
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the artifact, both formats in it."""
     out = tmp_path_factory.mktemp("served")
-    done = CliRunner().invoke(app, ["export", "tiny-int4", "--out", str(out)])
+    done = CliRunner().invoke(app, ["export", "tiny-int4", "--algorithm", "rtn", "--out", str(out)])
     assert done.exit_code == 0, done.output
     return out / "tiny-int4"
 

@@ -1,14 +1,11 @@
-"""Manifests for tests: a valid one, one member changed, several mutated, and the directory around it."""
+"""Manifests for tests: a valid one, and the directory around it."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
-
-from hypothesis import strategies as st
 
 from edgeship_runtime.manifest import Manifest, parse_manifest
 
@@ -71,20 +68,6 @@ GENAI: dict[str, Any] = {
 }
 
 
-def changed(path: str, value: Any) -> dict[str, Any]:
-    """VALID with the member at a dotted path set; `...` removes it."""
-    root = copy.deepcopy(VALID)
-    *outer, last = path.split("/")
-    inner = root
-    for key in outer:
-        inner = inner[key]
-    if value is ...:
-        del inner[last]
-    else:
-        inner[last] = value
-    return root
-
-
 def write_artifact(directory: Path, value: Any = None) -> Path:
     for name in VALID["files"]:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,36 +78,3 @@ def write_artifact(directory: Path, value: Any = None) -> Path:
 
 def parse(value: Any) -> Manifest:
     return parse_manifest(json.dumps(value).encode())
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=12,
-)
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every member inside a JSON value."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [found for key, inner in items for found in ((*path, key), *places(inner, (*path, key)))]
-
-
-def mutate(data: st.DataObject, valid: dict[str, Any]) -> dict[str, Any]:
-    root = copy.deepcopy(valid)
-    for _ in range(data.draw(st.integers(1, 3))):
-        found = places(root)
-        if not found:
-            break
-        *outer, last = data.draw(st.sampled_from(found))
-        inner: Any = root
-        for key in outer:
-            inner = inner[key]
-        action = data.draw(st.sampled_from(("set", "remove", "add")))
-        if action == "set":
-            inner[last] = data.draw(JSON)
-        elif action == "remove":
-            del inner[last]
-        elif isinstance(inner, dict):
-            inner[data.draw(st.text(max_size=12))] = data.draw(JSON)
-    return root

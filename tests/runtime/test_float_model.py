@@ -20,7 +20,7 @@ from edgeship_runtime.acceptance import FIDELITY, Position, divergence, read_gol
 from edgeship_runtime.errors import ArtifactError
 from edgeship_runtime.manifest import read_manifest
 from edgeship_runtime.verify import verify
-from manifests import mutate
+from json_values import mutate
 from toy_artifact import Toy, write_toy
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from edgeship_runtime import manifest as contract
 from edgeship_runtime.errors import ArtifactError
-from manifests import GENAI, JSON, VALID, changed, mutate, parse, write_artifact
+from json_values import JSON, changed, mutate
+from manifests import GENAI, VALID, parse, write_artifact
 
 
 class TestRoundTrip:
@@ -45,7 +46,7 @@ class TestRoundTrip:
             contract.write_manifest(tmp_path / "absent", parse(VALID))
 
     def test_gguf_names_its_model_file(self) -> None:
-        value = changed("format", "gguf")
+        value = changed(VALID, "format", "gguf")
         value["files"] = {"Tiny-Q4_0.gguf": VALID["files"]["model.onnx"]}
         assert parse(value).model_file == "Tiny-Q4_0.gguf"
 
@@ -105,7 +106,7 @@ class TestRefused:
     @pytest.mark.parametrize(("path", "value", "message"), BAD_VALUES)
     def test_values(self, path: str, value: Any, message: str) -> None:
         with pytest.raises(ArtifactError, match=message) as caught:
-            parse(changed(path, value))
+            parse(changed(VALID, path, value))
         assert caught.value.hint
         assert len(str(caught.value)) < 1000
 
@@ -156,12 +157,12 @@ class TestRefused:
     )
     def test_file_names(self, name: str) -> None:
         with pytest.raises(ArtifactError, match="file name"):
-            parse(changed("files", {name: VALID["files"]["model.onnx"]}))
+            parse(changed(VALID, "files", {name: VALID["files"]["model.onnx"]}))
 
     def test_too_many_files(self) -> None:
         entry = VALID["files"]["model.onnx"]
         with pytest.raises(ArtifactError, match="at most 1024"):
-            parse(changed("files", {f"f{i}": entry for i in range(1025)}))
+            parse(changed(VALID, "files", {f"f{i}": entry for i in range(1025)}))
 
     def test_too_large(self, tmp_path: Path) -> None:
         (tmp_path / "edgeship.json").write_bytes(b" " * (1 << 20) + json.dumps(VALID).encode())
@@ -169,7 +170,7 @@ class TestRefused:
             contract.read_manifest(tmp_path)
 
     def test_nearest_name_is_given(self) -> None:
-        value = changed("sampling/temperature", ...)
+        value = changed(VALID, "sampling/temperature", ...)
         value["sampling"]["temprature"] = 1
         with pytest.raises(ArtifactError, match='nearest known: "temperature"'):
             parse(value)

@@ -21,7 +21,7 @@ from edgeship_runtime.acceptance import read_chats, read_golden
 from edgeship_runtime.errors import ArtifactError, EdgeshipRuntimeError, EngineError, UsageError
 from edgeship_runtime.manifest import Budgets, read_manifest, write_manifest
 from edgeship_runtime.verify import CHECKS, verify
-from manifests import mutate
+from json_values import mutate
 from toy_artifact import Toy, write_toy
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import json_values
 from edgeship_runtime.errors import DependencyError, UsageError
 from edgeship_runtime.server.fields import Body, parse_object
 from edgeship_runtime.server.gate import RateLimit
@@ -176,11 +177,7 @@ def test_what_is_no_json_object_is_a_400(served: Served, path: str, raw: bytes) 
     assert "Traceback" not in found.text
 
 
-ODD: Any = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
+ODD = json_values.values(finite=True)
 ORDINARY = {"messages": HOT, "prompt": "a", "input": "a", "max_tokens": 1, "max_output_tokens": 1}
 ORDINARY |= {"options": {"num_predict": 1}}
 SWITCHES = "stream echo logprobs raw think system format stream_options text instructions encoding_format suffix tools"

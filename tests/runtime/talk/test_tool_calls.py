@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import json_values
 from edgeship_runtime.talk.events import Text, ToolCall
 from edgeship_runtime.talk.tool_calls import CallParser
 
@@ -100,11 +101,7 @@ def test_the_cuts_change_nothing(pieces: list[str], data: st.DataObject) -> None
     assert read(text, cuts) == read(text)
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
+VALUES = json_values.values(finite=True, letters=20)
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=8), VALUES, max_size=4), min_size=1, max_size=4), st.data())

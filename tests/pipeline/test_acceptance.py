@@ -12,21 +12,15 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 import tolerances
-from checkpoints import CHAT_TEMPLATE, write_checkpoint
-from edgeship import archs
+from checkpoints import CHAT_TEMPLATE
 from edgeship.acceptance import _cases, golden_tokens, prompts, write_chats, write_golden
 from edgeship.archs.base import Decoder
-from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.errors import CheckpointError
 from edgeship.reference.weights import CheckpointWeights
 from edgeship_runtime.chat import ChatTemplate
+from reference_models import opened
 
 IDS = {"add_special_tokens": False}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +30,7 @@ def tokenizer(checkpoint: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Path) -> tuple[Decoder, CheckpointWeights]:
-    opened = open_checkpoint(checkpoint)
-    decoder = archs.read(opened.config)
-    return decoder, CheckpointWeights(account(opened, decoder.roles()))
+    return opened(checkpoint)
 
 
 def chats(directory: Path, template: ChatTemplate | None, tokenizer: Tokenizer) -> list[dict[str, Any]]:

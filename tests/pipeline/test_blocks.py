@@ -12,34 +12,17 @@ from numpy.typing import NDArray
 
 import tolerances
 from checkpoints import write_checkpoint
-from edgeship import archs
 from edgeship.archs.base import Decoder
-from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.reference.blocks import SITES, Block, Walk, hidden_states, walk_blocks
 from edgeship.reference.forward import Pass
 from edgeship.reference.weights import CheckpointWeights
+from reference_models import MODELS, opened
 
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}  # fmt: skip
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-
-MODELS: dict[str, dict[str, Any]] = {
-    "qwen2 tied": {},
-    "qwen2 untied, GQA 7": {"tied": False, "heads": 7, "kv_heads": 1, "hidden": 112},
-    "qwen2 yarn": {"rope_scaling": YARN},
+SHAPES: dict[str, dict[str, Any]] = {
+    **MODELS,
     "qwen3": {"model_type": "qwen3", "kv_heads": 4, "head_dim": 32},
-    "llama biases": {"model_type": "llama", "attention_bias": True},
-    "llama 3 rope": {"model_type": "llama", "rope_scaling": LLAMA3, "rope_theta": 500000.0},
 }
 TOKENS = [[1, 2, 3, 4, 5], [7, 8, 9, 10, 300, 20, 30], [11] * 40, [5]]
-
-
-def opened(path: Path) -> tuple[Decoder, CheckpointWeights]:
-    checkpoint = open_checkpoint(path)
-    decoder = archs.read(checkpoint.config)
-    return decoder, CheckpointWeights(account(checkpoint, decoder.roles()))
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +37,12 @@ def through(walk: Walk) -> NDArray[np.float32]:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHAPES)
 def test_logits_and_inputs_of_every_layer_equal_those_of_transformers(model: str, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    write_checkpoint(tmp_path, **MODELS[model])
+    write_checkpoint(tmp_path, **SHAPES[model])
     oracle = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
     wanted: dict[str, list[NDArray[np.float32]]] = {}
     for name, module in oracle.named_modules():

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 import exports
 import tolerances
 from checkpoints import write_checkpoint
-from edgeship import archs, build
+from edgeship import build
 from edgeship.archs.base import Decoder
 from edgeship.calibrate import export as calibrate_export
 from edgeship.calibrate import quantize, statistics
 from edgeship.calibrate.quantize import Calibrator, Overlay
 from edgeship.calibrate.store import CodeWriter, StoredCodes
-from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.encodings import ENCODINGS
 from edgeship.errors import CheckpointError, PlanError, ResourceError
 from edgeship.plan import make_plan
@@ -36,17 +35,12 @@ from edgeship.tensors import QuantizedRows
 from edgeship.tiny import checkpoint_dir
 from edgeship.tiny.text import samples
 from edgeship_runtime.gguf import read_header
+from reference_models import opened
 
 Floats = NDArray[np.float32]
 
 INT4 = ENCODINGS["int4-32"]
 TEXT = "The cat sat on the mat, and the dog by the door. def add(a, b): return a + b\n" * 60
-
-
-def opened(path: Path) -> tuple[Decoder, CheckpointWeights]:
-    checkpoint = open_checkpoint(path)
-    decoder = archs.read(checkpoint.config)
-    return decoder, CheckpointWeights(account(checkpoint, decoder.roles()))
 
 
 @pytest.fixture(scope="module")

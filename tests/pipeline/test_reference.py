@@ -17,7 +17,6 @@ import tolerances
 from checkpoints import write_checkpoint
 from edgeship import archs
 from edgeship.archs.base import Decoder
-from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.encodings import ENCODINGS
 from edgeship.errors import ArtifactError
 from edgeship.formats.onnx.packing import pack
@@ -25,31 +24,16 @@ from edgeship.quant.rtn import quantize
 from edgeship.reference import blas, forward
 from edgeship.reference.forward import Pass, top_logits
 from edgeship.reference.weights import CheckpointWeights, StoredWeights
+from reference_models import MODELS, opened
 
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}  # fmt: skip
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-
-MODELS: dict[str, dict[str, Any]] = {
-    "qwen2 tied": {},
-    "qwen2 untied, GQA 7": {"tied": False, "heads": 7, "kv_heads": 1, "hidden": 112},
-    "qwen2 yarn": {"rope_scaling": YARN},
+SHAPES: dict[str, dict[str, Any]] = {
+    **MODELS,
     "qwen3 tied, GQA 1": {"model_type": "qwen3", "kv_heads": 4},
     "qwen3 untied, wide heads": {"model_type": "qwen3", "tied": False, "head_dim": 32},
     "llama": {"model_type": "llama", "tied": False},
-    "llama biases": {"model_type": "llama", "attention_bias": True},
-    "llama 3 rope": {"model_type": "llama", "rope_scaling": LLAMA3, "rope_theta": 500000.0},
 }
 FIRST = [[1, 2, 3, 4, 5], [7, 8, 9, 10, 300, 20, 30], [11] * 40]
 MORE = [[11, 12], [], [13]]
-
-
-def opened(path: Path) -> tuple[Decoder, CheckpointWeights]:
-    checkpoint = open_checkpoint(path)
-    decoder = archs.read(checkpoint.config)
-    return decoder, CheckpointWeights(account(checkpoint, decoder.roles()))
 
 
 def all_logits(run: Pass, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -57,12 +41,12 @@ def all_logits(run: Pass, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHAPES)
 def test_logits_equal_those_of_transformers(model: str, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    write_checkpoint(tmp_path, **MODELS[model])
+    write_checkpoint(tmp_path, **SHAPES[model])
     oracle = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         whole = [a + b for a, b in zip(FIRST, MORE, strict=True)]

@@ -11,25 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 from checkpoints import write_checkpoint
-from edgeship import archs
-from edgeship.archs.base import Decoder
 from edgeship.calibrate.sensitivity import Probe
-from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.encodings import ENCODINGS, Encoding
 from edgeship.progress import Silent
 from edgeship.reference.blocks import block_bytes
-from edgeship.reference.weights import CheckpointWeights
+from reference_models import opened
 from tolerances import DIVERGENCE
 
 TOKENS = [[5, 80, 17, 250, 33, 9, 101], [7, 7, 60], [40, 3, 300, 299, 12]]
 TYPES = [ENCODINGS["int4-32"], ENCODINGS["int8-32"]]
 EMBEDDINGS = "model.embed_tokens.weight"
-
-
-def opened(path: Path) -> tuple[Decoder, CheckpointWeights]:
-    checkpoint = open_checkpoint(path)
-    decoder = archs.read(checkpoint.config)
-    return decoder, CheckpointWeights(account(checkpoint, decoder.roles()))
 
 
 def probe(path: Path, **changes: Any) -> Probe:

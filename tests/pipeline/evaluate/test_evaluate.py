@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tolerances
-from checkpoints import CORPUS, write_checkpoint
+from checkpoints import write_checkpoint
 from edgeship import build, cli
 from edgeship.evaluate import plot
 from edgeship.evaluate.plot import Axis, Point, write_plot
@@ -19,11 +19,6 @@ from edgeship.progress import Silent
 from exports import FLOAT32, recipe
 
 INT4 = {"body": "int4", "embeddings": "int4", "head": "int4"}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +31,6 @@ def artifacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
             force=False, progress=Silent(),
         )  # fmt: skip
     return out
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "text.txt"
-    file.write_text(" ".join(CORPUS) * 20, encoding="utf-8")
-    return file
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

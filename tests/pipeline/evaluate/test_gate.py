@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tolerances
-from checkpoints import CORPUS, random_weights, write_checkpoint, write_weights
+from checkpoints import random_weights, write_checkpoint, write_weights
 from edgeship import build, cli
 from edgeship.checkpoint.checkpoint import open_checkpoint
 from edgeship.diff import diff
@@ -38,13 +38,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights[WORST][:, ::32] *= 12
     write_weights(path, weights)
     return path
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text(" ".join(CORPUS) * 20, encoding="utf-8")
-    return file
 
 
 def export(

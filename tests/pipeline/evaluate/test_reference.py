@@ -11,24 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import tolerances
-from checkpoints import CORPUS, write_checkpoint
 from edgeship import cli
 from exports import FLOAT32, export
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 TARGET = "base_model.model.model.layers.0.mlp.up_proj"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "text.txt"
-    file.write_text(" ".join(CORPUS) * 20, encoding="utf-8")
-    return file
 
 
 def adapter(checkpoint: Path, directory: Path, seed: int) -> Path:

@@ -11,9 +11,7 @@ import pytest
 
 import tolerances
 from checkpoints import write_checkpoint
-from edgeship import archs, build
-from edgeship.archs.base import Decoder
-from edgeship.checkpoint.checkpoint import account, open_checkpoint
+from edgeship import build
 from edgeship.evaluate import sources
 from edgeship.evaluate.sources import (
     EngineLogits,
@@ -26,23 +24,12 @@ from edgeship.evaluate.sources import (
 )
 from edgeship.evaluate.windows import Windows
 from edgeship.progress import Silent
-from edgeship.reference.weights import CheckpointWeights
 from edgeship_runtime.engines import open_engine
 from edgeship_runtime.manifest import read_manifest
 from exports import FLOAT32, export, recipe
+from reference_models import opened
 
 VOCAB = 320
-
-
-def opened(path: Path) -> tuple[Decoder, CheckpointWeights]:
-    checkpoint = open_checkpoint(path)
-    decoder = archs.read(checkpoint.config)
-    return decoder, CheckpointWeights(account(checkpoint, decoder.roles()))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
-from checkpoints import CORPUS, write_checkpoint
+from checkpoints import CORPUS
 from edgeship.errors import UsageError
 from edgeship.evaluate import windows as module
 from edgeship.evaluate.windows import TINY, Windows, read_windows
 
 TEXT = " ".join(CORPUS) * 40
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

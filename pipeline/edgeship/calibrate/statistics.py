@@ -16,7 +16,7 @@ from edgeship.reference.blocks import Walk, walk_blocks
 from edgeship.reference.weights import HEAD, Weights
 
 Moments = NDArray[np.float64]
-STRIPE = 512  # columns whose products are summed at a time: no second matrix of a Hessian's size
+STRIPE = 512  # columns whose products are summed at a time: no second matrix of the sums' size
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,10 @@ class Sums:
             away: Floats = exact - x
             if self._through is not None:
                 away = np.asarray(away @ self._through.T, np.float32)
-            cross = np.asarray(away.T @ x, np.float32)
             if self._cross is None:
-                self._cross = cross
-            else:
-                self._cross += cross
+                self._cross = np.zeros((away.shape[1], x.shape[1]), np.float32)
+            for a in range(0, away.shape[1], STRIPE):
+                self._cross[a : a + STRIPE] += away[:, a : a + STRIPE].T @ x
         self.count += len(x)
         self._squares += np.einsum("tc,tc->c", x, x, dtype=np.float64)
         if self._products is not None:

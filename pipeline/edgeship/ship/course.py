@@ -14,7 +14,7 @@ from edgeship.ship import scripts
 from edgeship.ship.contents import Contents
 from edgeship.ship.lock import LockedTransport
 from edgeship.ship.place import Place
-from edgeship.ship.probe import Facts, with_doctor
+from edgeship.ship.probe import Facts, check_space, with_doctor
 from edgeship.ship.push import Need, compare, push
 from edgeship.ship.report import Agreement, Board, Check, Done, Report, Sample, line, now
 from edgeship.ship.scripts import ROOT
@@ -22,7 +22,7 @@ from edgeship.ship.sensors import read_sensors
 from edgeship.ship.teller import Teller
 from edgeship.ship.transports import CutError, Result, Transport
 from edgeship.ship.transports.command import last_line
-from edgeship.ship.verdict import MAX_ANSWER, answer_error, judge, read_sample
+from edgeship.ship.verdict import MAX_ANSWER, answer_error, judge, read_sample, read_verify
 from edgeship.sizes import format_size
 from edgeship_runtime.files import FileEntry
 
@@ -36,6 +36,8 @@ VERIFY_FAILED = 14
 _UNFIT = 16  # exit code of the doctor that found an error
 _TOLD_TO_END = (129, 143)  # by SIGHUP and SIGTERM, which a board that is shut down sends to all that runs
 DOCTOR_TIMEOUT = 600.0
+
+Step = Callable[[], str]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Course:
         """Where things lie on the board."""
         raise NotImplementedError
 
-    def steps(self) -> Mapping[str, Callable[[], str]]:
+    def steps(self) -> Mapping[str, Step]:
         """By name what is done, in order; each says what came of it."""
         raise NotImplementedError
 
@@ -108,7 +110,7 @@ class Course:
             self._lock.release()
         return None if self.transport.pretends else self._report()
 
-    def _run_step(self, name: str, work: Callable[[], str]) -> None:
+    def _run_step(self, name: str, work: Step) -> None:
         if self.stopped.is_set():
             raise HostError(f"{self.transport.host}: interrupted before step {name}", hint="run the command again")
         self.teller.begin(self.transport.host, name)
@@ -122,7 +124,7 @@ class Course:
         self._steps.append(Done(name=name, seconds=seconds, said=line(said)))
         self.teller.end(self.transport.host, name, seconds, said)
 
-    def _attempt(self, name: str, work: Callable[[], str]) -> str:
+    def _attempt(self, name: str, work: Step) -> str:
         """Do a step, again where the connection broke once the board had been reached."""
         lost = False
         for delay in (*RETRY_AFTER, None):
@@ -170,6 +172,16 @@ class Course:
 
     # Steps, or parts of them, that several courses have.
 
+    def _last_steps(self, *, prune: bool) -> Mapping[str, Step]:
+        """What is done once everything lies there."""
+        return {
+            "doctor": self._doctor,
+            "verify": self._verify,
+            "bench": self._bench,
+            "fetch": self._fetch,
+            **({"prune": self._prune} if prune else {}),
+        }
+
     def _tell_board(self) -> str:
         """Note what a reader of the report has to know of the board, and say in a line what it is."""
         board = self._board
@@ -186,6 +198,14 @@ class Course:
 
     def _compare(self, listing: str | None = None) -> Need:
         return compare(self.transport, self.files, self._place.bundle, ROOT, listing)
+
+    def _space(self) -> str:
+        self._need = self._compare()
+        return self._check_space(self._need.send_bytes)
+
+    def _check_space(self, needed: int) -> str:
+        assert self._facts is not None
+        return "not known" if self.transport.pretends else check_space(self._facts, needed)
 
     def _push(self) -> str:
         # Asked again: this may be the second try.
@@ -234,6 +254,16 @@ class Course:
         if done.code not in (0, _UNFIT):
             raise HostError(answer_error(raw) or last_line(done.stderr), hint="see the doctor on the board")
         return raw
+
+    def _verify(self) -> str:
+        done, raw = self._measure("verify")
+        return "" if self.transport.pretends else self._take_verdict(done, raw)
+
+    def _take_verdict(self, done: Result, raw: bytes) -> str:
+        self._check_ran("verify", done, raw)
+        self.checks, self._agreement = read_verify(raw)
+        self._refused = done.code == VERIFY_FAILED
+        return "pass" if done.code == 0 else "fail"
 
     def _bench(self) -> str:
         """Processes of one answer each: a broken connection costs one of them, and load time is measured each time."""

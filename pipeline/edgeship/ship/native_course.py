@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeship.errors import HostError
-from edgeship.ship.course import VERIFY_FAILED, Course
+from edgeship.ship.course import Course, Step
 from edgeship.ship.place import Place, native
-from edgeship.ship.probe import check_machine, check_space, read_facts
+from edgeship.ship.probe import read_board
 from edgeship.ship.report import Check
 from edgeship.ship.transports.command import last_line
-from edgeship.ship.verdict import read_verify
 from edgeship_runtime.files import FileEntry
 
 _WHEELS = "wheels/"
@@ -34,33 +33,21 @@ class Native(Course):
     def place(self) -> Place:
         return native(self.contents)
 
-    def steps(self) -> Mapping[str, Callable[[], str]]:
+    def steps(self) -> Mapping[str, Step]:
         return {
             "probe": self._probe,
             "space": self._space,
             "push": self._push,
             "prepare": self._prepare,
-            "doctor": self._doctor,
-            "verify": self._verify,
-            "bench": self._bench,
-            "fetch": self._fetch,
-            **({"prune": self._prune} if self.options.prune else {}),
+            **self._last_steps(prune=self.options.prune),
         }
 
     def _probe(self) -> str:
-        c = self.contents
-        facts = read_facts(self.transport, ())
-        if not self.transport.pretends:
-            check_machine(facts, c.arch, c.system, (), c.device)
+        facts = read_board(self.transport, self.contents)
         self._facts, self._board = facts, facts.board.model_copy(update={"python": ""})  # none has a part in it
         self._lock.take()
         self._note("validated by the native runner; chat templates are not rendered by it, and were when it was sealed")
         return self._tell_board()
-
-    def _space(self) -> str:
-        assert self._facts is not None
-        self._need = self._compare()
-        return "not known" if self.transport.pretends else check_space(self._facts, self._need.send_bytes)
 
     def _prepare(self) -> str:
         if not any(name.startswith("runner/") for name in self.files):
@@ -73,11 +60,7 @@ class Native(Course):
         return self._place.runner
 
     def _verify(self) -> str:
-        done, raw = self._measure("verify")
-        if self.transport.pretends:
-            return ""
-        self._check_ran("verify", done, raw)
-        self.checks, self._agreement = read_verify(raw)
-        self.checks.append(Check(name="templates", passed=None, found="not rendered by the native runner"))
-        self._refused = done.code == VERIFY_FAILED
-        return "pass" if done.code == 0 else "fail"
+        said = super()._verify()
+        if not self.transport.pretends:
+            self.checks.append(Check(name="templates", passed=None, found="not rendered by the native runner"))
+        return said

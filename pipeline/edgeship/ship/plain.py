@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeship.errors import HostError
-from edgeship.ship.course import VERIFY_FAILED, Course
+from edgeship.ship.course import Course, Step
 from edgeship.ship.place import Place, sent, where_it_lies
-from edgeship.ship.probe import check_machine, check_space, read_facts
+from edgeship.ship.probe import read_board
 from edgeship.ship.transports import CutError
-from edgeship.ship.verdict import read_verify
 
 
 @dataclass
@@ -25,22 +24,12 @@ class Plain(Course):
     def place(self) -> Place:
         return where_it_lies(self.contents) if self._in_place else sent(self.contents)
 
-    def steps(self) -> Mapping[str, Callable[[], str]]:
+    def steps(self) -> Mapping[str, Step]:
         pushed = {} if self._in_place else {"space": self._space, "push": self._push}
-        return {
-            "probe": self._probe,
-            **pushed,
-            "doctor": self._doctor,
-            "verify": self._verify,
-            "bench": self._bench,
-            "fetch": self._fetch,
-        }
+        return {"probe": self._probe, **pushed, **self._last_steps(prune=False)}
 
     def _probe(self) -> str:
-        c = self.contents
-        facts = read_facts(self.transport, ())
-        if not self.transport.pretends:
-            check_machine(facts, c.arch, c.system, (), c.device)
+        facts = read_board(self.transport, self.contents)
         own = {"python": platform.python_version()} if self._in_place else {}
         self._facts, self._board = facts, facts.board.model_copy(update=own)
         self._lock.take()
@@ -51,11 +40,6 @@ class Plain(Course):
         )
         return self._tell_board()
 
-    def _space(self) -> str:
-        assert self._facts is not None
-        self._need = self._compare()
-        return "not known" if self.transport.pretends else check_space(self._facts, self._need.send_bytes)
-
     def _doctor(self) -> str:
         try:
             return super()._doctor()
@@ -65,12 +49,3 @@ class Plain(Course):
                     f"install it for {self._place.python}: pip install 'edgeship-runtime[{self.contents.engine}]'"
                 )
             raise
-
-    def _verify(self) -> str:
-        done, raw = self._measure("verify")
-        if self.transport.pretends:
-            return ""
-        self._check_ran("verify", done, raw)
-        self.checks, self._agreement = read_verify(raw)
-        self._refused = done.code == VERIFY_FAILED
-        return "pass" if done.code == 0 else "fail"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeship.errors import HostError, ResourceError
+from edgeship.ship.contents import Contents
 from edgeship.ship.report import Board, Finding, line
 from edgeship.ship.transports import Transport
 from edgeship.ship.transports.command import last_line
@@ -107,6 +108,16 @@ def read_facts(transport: Transport, pythons: Sequence[str], prefix: str = "", d
         installed=first.get("installed", ""),
         board=board,
     )
+
+
+def read_board(
+    transport: Transport, contents: Contents, pythons: Sequence[str] = (), prefix: str = "", digest: str = ""
+) -> Facts:
+    """What `read_facts` says of a board that `contents` can run on; raises HostError where it is another machine."""
+    facts = read_facts(transport, pythons, prefix, digest)
+    if not transport.pretends:
+        check_machine(facts, contents.arch, contents.system, pythons, contents.device)
+    return facts
 
 
 def check_machine(facts: Facts, arch: str, system: str, pythons: Sequence[str], device: str) -> None:

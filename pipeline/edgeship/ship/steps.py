@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from secrets import token_hex
 
 from edgeship.errors import EdgeshipError, HostError, ResourceError
 from edgeship.ship import scripts
 from edgeship.ship.contents import ARTIFACT, INSTALLER
-from edgeship.ship.course import DOCTOR_TIMEOUT, VERIFY_FAILED, Course
+from edgeship.ship.course import DOCTOR_TIMEOUT, VERIFY_FAILED, Course, Step
 from edgeship.ship.place import Place, installed
-from edgeship.ship.probe import Facts, check_machine, check_space, read_facts, with_doctor
+from edgeship.ship.probe import Facts, read_board, with_doctor
 from edgeship.ship.push import HASH_TIMEOUT, SAME, read_sums
 from edgeship.ship.report import Check, line, now
 from edgeship.ship.scripts import ROOT
@@ -33,26 +33,19 @@ class Validation(Course):
     def place(self) -> Place:
         return installed(self.contents)
 
-    def steps(self) -> Mapping[str, Callable[[], str]]:
+    def steps(self) -> Mapping[str, Step]:
         return {
             "probe": self._probe,
             "space": self._space,
             "push": self._push,
             "install": self._install,
-            "doctor": self._doctor,
-            "verify": self._verify,
-            "bench": self._bench,
-            "fetch": self._fetch,
-            **({"prune": self._prune} if self.options.prune else {}),
+            **self._last_steps(prune=self.options.prune),
         }
 
     def _probe(self) -> str:
         c = self.contents
-        facts = read_facts(self.transport, c.pythons, self._place.prefix, c.digest12)
-        board = facts.board
-        if not self.transport.pretends:
-            check_machine(facts, c.arch, c.system, c.pythons, c.device)
-        self._facts, self._board = facts, board  # from here on a broken connection is waited for
+        facts = read_board(self.transport, c, c.pythons, self._place.prefix, c.digest12)
+        self._facts, self._board = facts, facts.board  # from here on a broken connection is waited for
         self._present = facts.installed == "yes"
         if not self._present:
             self._lock.take()
@@ -72,14 +65,10 @@ class Validation(Course):
             self._note(f"the doctor did not run before the installation: {last_line(told.stderr)}")
 
     def _space(self) -> str:
-        assert self._facts is not None
         if self._present:
             self._ask_known()
         self._need = self._compare(self._known.get("list"))
-        needed = self._need.send_bytes
-        if not self._present:
-            needed += self.contents.needs_bytes
-        return "not known" if self.transport.pretends else check_space(self._facts, needed)
+        return self._check_space(self._need.send_bytes + (0 if self._present else self.contents.needs_bytes))
 
     def _ask_known(self) -> None:
         """Take the lock, and in the same breath what an earlier validation of the installed version left there."""
@@ -160,12 +149,10 @@ class Validation(Course):
             if self._refused:
                 return "refused"
             done, raw = self._measure("verify")
-        self._check_ran("verify", done, raw)
-        self.checks, self._agreement = read_verify(raw)
-        self._refused = done.code == VERIFY_FAILED
+        said = self._take_verdict(done, raw)
         if done.code == 0 and (same := self._verified_of()):
             self._sh(scripts.KEEP, self._place.answer("verify"), same, now())
-        return "pass" if done.code == 0 else "fail"
+        return said
 
     def _verified_of(self) -> str:
         """What a verify is the answer of; empty where the board does not say when it was started, or none is wanted."""

@@ -1,11 +1,14 @@
-"""A disk that is soon full."""
+"""A disk that is soon full, and a call that finds it full."""
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -22,3 +25,8 @@ def small_disk(folder: Path, megabytes: int = 1) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def full(*_: object) -> NoReturn:
+    """What a call that writes does where there is no room."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -21,6 +21,7 @@ from edgeship_runtime.errors import ArtifactError, ContextError, EngineError, Re
 from edgeship_runtime.model import Model
 from edgeship_runtime.prefix import PrefixCache, key_of, remember
 from edgeship_runtime.prefix_files import Key, Prefix, PrefixFolder, common, load_prefix, save_prefix
+from small_disks import full
 
 KEY = Key("ab" * 32, "engine 1", "kv float32")
 GREEDY: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 4, "ignore_eos": True}
@@ -176,9 +177,6 @@ class TestFolder:
         assert (9,) not in map(folder_tokens, tmp_path.iterdir())
 
     def test_a_full_disk_is_reported_and_nothing_else(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(_: int) -> None:
-            raise OSError(28, "No space left on device")
-
         reports: list[str] = []
         folder = PrefixFolder(tmp_path, KEY, 1 << 20, reports.append)
         monkeypatch.setattr(prefix_files.os, "fsync", full)
@@ -313,9 +311,6 @@ class TestFiles:
     def test_a_full_disk_leaves_the_old_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "a.prefix"
         save_prefix(path, KEY, Prefix((1,), b"old"))
-
-        def full(_: int) -> None:
-            raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(prefix_files.os, "fsync", full)
         with pytest.raises(ResourceError, match="No space left"):

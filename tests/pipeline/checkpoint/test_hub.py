@@ -16,6 +16,7 @@ from edgeship.checkpoint.checkpoint import open_checkpoint
 from edgeship.errors import CheckpointError, EdgeshipError, ResourceError, SourceError
 from hub_client import Client
 from hub_standin import COMMIT, Standin, serve
+from small_disks import full
 
 WANTED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "LICENSE"}
 UNWANTED = {
@@ -319,9 +320,6 @@ def test_local_problems(tmp_path: Path) -> None:
 
 
 def test_a_full_disk(standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(fd: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", standin.url)
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))

@@ -25,6 +25,7 @@ from edgeship.ship.bundle import make_bundle
 from edgeship.ship.contents import read_contents
 from edgeship.ship.making import Bundle
 from edgeship_runtime.manifest import read_manifest
+from small_disks import full
 from toy_artifact import write_toy
 
 PI = catalog.find_device("raspberry-pi-5-8gb")
@@ -253,9 +254,6 @@ def test_a_folder_that_is_no_bundle(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_full_disk(make: Make, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(archive, "write_archive", full)
     with pytest.raises(ResourceError, match="the disk is full; nothing was made"):
         make(artifact)

@@ -20,6 +20,7 @@ from edgeship.ship import llamacpp_wheel
 from edgeship.ship.llamacpp_flags import build_for
 from edgeship.ship.llamacpp_wheel import VERSION, find_wheel, make_wheel
 from edgeship.ship.wheel_files import read_wheel
+from small_disks import full
 
 PI4, PI5 = catalog.find_device("raspberry-pi-4-8gb"), catalog.find_device("raspberry-pi-5-8gb")
 LIMIT = 6_000_000  # bytes
@@ -176,9 +177,6 @@ def test_a_source_that_cannot_be_had(tools: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_full_disk(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(llamacpp_wheel, "write_wheel", full)
     with pytest.raises(ResourceError, match="No space left on device"):
         make(tools)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import random
 import shutil
@@ -26,7 +25,7 @@ from edgeship_runtime import prefix_files
 from edgeship_runtime.engines.batch import Lane
 from edgeship_runtime.server import service
 from served import COLD, HOT, Served, serving
-from small_disks import small_disk
+from small_disks import full, small_disk
 from toy_gguf import needs_llamacpp
 
 FORMS = ["onnx", pytest.param("gguf", marks=needs_llamacpp)]
@@ -185,9 +184,6 @@ def test_an_engine_that_is_stuck(tiny: Path, monkeypatch: pytest.MonkeyPatch, fo
 def test_a_disk_that_is_full_while_prefixes_are_saved(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     long = [{"role": "user", "content": "What is the opposite of hot? " * 12}]
     with serving({"tiny": tiny / form}, prefix_dir=tmp_path / "states") as served:
         right = served.ask(messages=long, max_tokens=20).json()["choices"][0]["message"]["content"]

@@ -13,10 +13,14 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from acceptance_files import write_acceptance
 from edgeship.device import Device
 from edgeship_runtime.manifest import collect_files
 from toy_artifact import write_toy
+
+needs_linux = pytest.mark.skipif(platform.system() != "Linux", reason="the toy bundle is for Linux")
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCH = {"arm64": "aarch64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())

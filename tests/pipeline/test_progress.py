@@ -9,11 +9,7 @@ import pytest
 
 from edgeship import progress
 from edgeship.progress import Bar, Lines, Progress, Silent, downloads, progress_for
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from terminals import Terminal
 
 
 class Recorded:

@@ -19,6 +19,7 @@ import tolerances
 from command_line import ROOT, Ended, interrupt_after, start
 from edgeship_runtime import __version__, cli
 from edgeship_runtime.console import Progress, safe, visible
+from terminals import Terminal
 
 BAD_LINES: list[tuple[list[str], int, str]] = [
     ([], 2, "COMMAND"),
@@ -207,11 +208,7 @@ class TestConsole:
         assert visible("a\x1b[2J\r\n\tb\x9b 👩‍👩‍👧 \u202e") == "a\ufffd[2J\ufffd\n\tb\ufffd 👩‍👩‍👧 \u202e"
 
     def test_progress_shows_on_a_terminal_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Screen(StringIO):
-            def isatty(self) -> bool:
-                return True
-
-        for screen, shown in ((StringIO(), ""), (Screen(), "\rfiles  50%\x1b[K\r\x1b[K")):
+        for screen, shown in ((StringIO(), ""), (Terminal(), "\rfiles  50%\x1b[K\r\x1b[K")):
             monkeypatch.setattr(sys, "stderr", screen)
             with Progress() as progress:
                 progress.share("files", 0.5)

@@ -6,11 +6,7 @@ import io
 import re
 
 from edgeship.ship.teller import LiveTable, Silent, Teller, teller_for
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from terminals import Terminal
 
 
 def work(teller: Teller) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import threading
 import time
@@ -23,10 +22,10 @@ from edgeship.ship.transports.command import MAX_OUTPUT
 from edgeship.ship.transports.local import LocalTransport
 from edgeship.ship.transports.ssh import SshTransport
 from loopback_sshd import sshd
-from tiny_bundle import INSTALL, QUICK, STEPS, device, write_bundle
+from tiny_bundle import INSTALL, QUICK, STEPS, device, needs_linux, write_bundle
 from validations import Bad, check, damage, installed, report_of, working
 
-pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="the toy bundle is for Linux")
+pytestmark = needs_linux
 
 FAILING = "echo 'error: no venv here' >&2; echo >&2; echo 'hint: install python3-venv' >&2; exit 10\n"
 

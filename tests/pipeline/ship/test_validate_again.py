@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import threading
@@ -24,11 +23,11 @@ from edgeship.ship.transports import Result, parse_target
 from edgeship.ship.transports.local import LocalTransport
 from edgeship.ship.transports.ssh import SshTransport
 from loopback_sshd import sshd
-from tiny_bundle import QUICK, device, write_bundle
+from tiny_bundle import QUICK, device, needs_linux, write_bundle
 from tolerances import SECOND_VALIDATION
 from validations import BOOT, Bad, Restarting, check, damage, installed, report_of
 
-pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="the toy bundle is for Linux")
+pytestmark = needs_linux
 
 VERSION = "edgeship/toy/0123456789ab"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from edgeship.ship.report import parse_report
 from edgeship.ship.teller import Lines, Silent
 from edgeship.ship.transports import CutError, OnLine, Result, Source, Transport
 from edgeship.ship.transports.local import LocalTransport
-from tiny_bundle import QUICK, STEPS, device
+from tiny_bundle import QUICK, STEPS, device, needs_linux
 
-pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="the toy bundle is for Linux")
+pytestmark = needs_linux
 
 
 class Lost(LocalTransport):

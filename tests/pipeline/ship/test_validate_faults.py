@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import threading
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from edgeship.ship.transports.local import LocalTransport
 from edgeship.ship.transports.ssh import SshTransport
 from loopback_sshd import sshd
 from small_disks import small_disk
-from tiny_bundle import QUICK, device, write_bundle
+from tiny_bundle import QUICK, device, needs_linux, write_bundle
 from validations import BOOT, Bad, check, installed, report_of, working
 
-pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="the toy bundle is for Linux")
+pytestmark = needs_linux
 
 
 @pytest.fixture(scope="module")

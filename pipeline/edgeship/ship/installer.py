@@ -53,7 +53,9 @@ def install_script(facts: Facts) -> str:
     }
     # Quoted even where it need not be: the checker of shell scripts takes a bare a-b for arithmetic.
     quoted = {key: "'" + value.replace("'", "'\"'\"'") + "'" for key, value in values.items()}
-    return _filled(f"install{_kind(facts)}.sh", quoted | {"TITLE": f"{facts.name} on {facts.device}"})
+    title = {"TITLE": f"{facts.name} on {facts.device}"}
+    # What both installers do stands in a part of its own; a bundle holds one whole script.
+    return _filled(f"install{_kind(facts)}.sh", {"COMMON": _template("install-common.sh").rstrip()} | quoted | title)
 
 
 def readme(facts: Facts) -> str:
@@ -84,7 +86,11 @@ def _kind(facts: Facts) -> str:
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:
-    text = (files("edgeship.ship") / "templates" / template).read_text(encoding="utf-8")
+    text = _template(template)
     for key, value in values.items():
         text = text.replace(f"@{key}@", value)
     return text
+
+
+def _template(name: str) -> str:
+    return (files("edgeship.ship") / "templates" / name).read_text(encoding="utf-8")

@@ -1,30 +1,11 @@
 #!/bin/sh
 # Installs @TITLE@ on Android without a network, in Termux or over adb: sh install.sh --help
-set -eu
-umask 022
-LC_ALL=C
-PIP_CONFIG_FILE=/dev/null
-export LC_ALL PIP_CONFIG_FILE
-unset CDPATH PYTHONPATH PYTHONHOME PYTHONSTARTUP
 
-name=@NAME@
-digest=@DIGEST@
-device=@DEVICE@
-system=@SYSTEM@
-arch=@ARCH@
-needs=@NEEDS@
-pip=@PIP@
-has_artifact=@HAS_ARTIFACT@
+@COMMON@
+
 sums=@SUMS@
-
-installed=.edgeship-installed
-half=.edgeship-half
 tmp=/data/local/tmp
-prefix=
-python=
 no_python=
-uninstall=
-made=
 
 usage() {
     cat <<END
@@ -41,11 +22,6 @@ The native runner needs nothing. edgeship-runtime, with its server, is added whe
 exit codes: 0 done, 2 usage, 8 the bundle or the place is not as expected, 9 disk full, 20 wrong machine,
 1 anything else; where the artifact fails its check here, the code of the runner (14: verify failed)
 END
-}
-
-fail() { # code, message, hint
-    printf 'error: %s\n\nhint: %s\n' "$2" "$3" >&2
-    exit "$1"
 }
 
 while [ $# -gt 0 ]; do
@@ -73,27 +49,16 @@ if [ -z "$prefix" ]; then
     if [ -z "$home" ] || [ "$home" = / ] || [ ! -w "$home" ]; then home=$tmp; fi
     prefix=$home/edgeship/$name/$digest
 fi
-case $prefix in /*) ;; *) prefix=$PWD/$prefix ;; esac
-while [ "$prefix" != "${prefix%/}" ]; do prefix=${prefix%/}; done
-case ${prefix##*/} in
-    '' | . | .. | current) fail 2 "--prefix has to name a folder of its own, not ${prefix:-/}." "sh install.sh --help" ;;
-esac
-base=${prefix%/*}
-base=${base:-/}
-current=$base/current
+settle
+
+release() { # the link
+    [ "$(readlink "$current" 2>/dev/null)" = "${prefix##*/}" ] || return 0
+    rm -f "$current"
+    printf 'removed %s\n' "$current"
+}
 
 if [ -n "$uninstall" ]; then
-    [ -f "$prefix/$installed" ] || [ -f "$prefix/$half" ] ||
-        fail 8 "$prefix: nothing is installed here; nothing was removed." "give the --prefix it was installed with"
-    if [ "$(readlink "$current" 2>/dev/null)" = "${prefix##*/}" ]; then
-        rm -f "$current"
-        printf 'removed %s\n' "$current"
-    fi
-    # Marked as half first: what a cut leaves behind, the next installation clears away.
-    [ ! -f "$prefix/$installed" ] || mv -f "$prefix/$installed" "$prefix/$half"
-    rm -rf "$prefix"
-    rmdir "$base" 2>/dev/null || :
-    printf 'removed %s\n' "$prefix"
+    remove
     exit 0
 fi
 
@@ -109,9 +74,7 @@ for each in bundle.json runner/edgeship-runner "wheels/$pip"; do
     [ -f "$here/$each" ] ||
         fail 8 "$here: $each is not here. Nothing was installed." "run install.sh inside the unpacked bundle"
 done
-if [ -e "$current" ] && [ ! -L "$current" ]; then
-    fail 8 "$current: expected a link or nothing, found something else. Nothing was installed." "give another --prefix"
-fi
+check_link
 printf 'checking the bundle\n'
 printf '%s\n' "$sums" | while read -r want file; do # not sha256sum -c: toybox reads no list from a pipe
     got=$(sha256sum <"$here/$file") || got=
@@ -122,45 +85,12 @@ printf '%s\n' "$sums" | while read -r want file; do # not sha256sum -c: toybox r
 done ||
     fail 8 "$here: the bundle is damaged: the lines above name the files." "copy it to this machine again"
 
-[ ! -f "$prefix/$half" ] || rm -rf "$prefix" # what an installation that was cut short has left
-present=
-if [ -f "$prefix/$installed" ]; then
-    [ "$(cat "$prefix/$installed")" = "$digest" ] ||
-        fail 8 "$prefix: another version is installed here. Nothing was changed." \
-            "give another --prefix, or remove that version with the install.sh of its own bundle"
-    present=yes
-elif [ -e "$prefix" ] && ! rmdir "$prefix" 2>/dev/null; then
-    fail 8 "$prefix: exists and is no installation of edgeship. Nothing was changed." "give another --prefix"
-fi
-
-# shellcheck disable=SC2317 # run by the trap
-cleanup() {
-    status=$?
-    trap - EXIT
-    if [ -n "$made" ]; then
-        rm -rf "$prefix"
-        rmdir "$base" 2>/dev/null || :
-        printf 'Nothing was installed: what was begun is removed, and %s is as it was.\n' "$current" >&2
-    fi
-    exit "$status"
-}
-trap cleanup EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 141' PIPE
-trap 'exit 143' TERM
-
-full() { # after a failed step: say so where the disk is the reason
-    left=$(df -Pk "$base" 2>/dev/null | tail -n 1 | while read -r _ _ _ free _; do echo "$free"; done) || left=
-    case $left in '' | *[!0-9]*) return ;; esac
-    [ "$left" -ge 1024 ] || fail 9 "the disk of $base is full." "free $needs MB, or give a --prefix on another disk"
-}
+check_prefix
+guard
 
 runner=$prefix/runner/edgeship-runner
 if [ -z "$present" ]; then
-    { mkdir -p "$base" && mkdir "$prefix"; } || fail 8 "$prefix: cannot be made." "give a --prefix that you may write to"
-    made=yes
-    printf '%s\n' "$digest" >"$prefix/$half" || { full && fail 8 "$prefix: cannot be written." "give another --prefix"; }
+    begin
     for each in runner ${has_artifact:+artifact}; do
         printf 'copying the %s\n' "$each"
         cp -R "$here/$each" "$prefix/$each" || { full && fail 8 "the $each could not be copied." "the lines above say why"; }
@@ -201,11 +131,7 @@ runtime() { # beside the runner, where a Python with numpy is: wheels for Linux 
 runtime
 [ -z "$why" ] || rm -rf "$prefix/venv" "$prefix/tmp"
 
-if [ -z "$present" ]; then
-    sync # a power cut must not leave a version that is named but not written
-    mv -f "$prefix/$half" "$prefix/$installed"
-fi
-made=
+finish
 ln -sfn "${prefix##*/}" "$current" ||
     fail 8 "$prefix is installed, but $current could not be switched to it." "check the rights of $base"
 

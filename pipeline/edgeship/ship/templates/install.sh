@@ -1,31 +1,12 @@
 #!/bin/sh
 # Installs @TITLE@ without a network: sh install.sh --help
-set -eu
-umask 022
-LC_ALL=C
-PIP_CONFIG_FILE=/dev/null
-export LC_ALL PIP_CONFIG_FILE
-unset CDPATH PYTHONPATH PYTHONHOME PYTHONSTARTUP
 
-name=@NAME@
-digest=@DIGEST@
-device=@DEVICE@
-system=@SYSTEM@
-arch=@ARCH@
+@COMMON@
+
 pythons=@PYTHONS@
 glibc=@GLIBC@
-needs=@NEEDS@
-pip=@PIP@
-has_artifact=@HAS_ARTIFACT@
 check=@CHECK@
-
-installed=.edgeship-installed
-half=.edgeship-half
-prefix=
-python=
 service=
-uninstall=
-made=
 
 usage() {
     cat <<END
@@ -42,11 +23,6 @@ exit codes: 0 done, 2 usage, 8 the bundle or the place is not as expected, 9 dis
 10 no Python that fits, 20 wrong machine, 1 anything else; where the artifact or the engine
 fails its check here, the code of edgeship-runtime (14: verify failed)
 END
-}
-
-fail() { # code, message, hint
-    printf 'error: %s\n\nhint: %s\n' "$2" "$3" >&2
-    exit "$1"
 }
 
 same() { # do two paths lead to one folder?
@@ -78,34 +54,19 @@ if [ -z "$prefix" ]; then
     [ -n "${HOME:-}" ] || fail 2 "HOME is not set, so there is no place to install to." "give --prefix DIR"
     prefix=$HOME/edgeship/$name/$digest
 fi
-case $prefix in /*) ;; *) prefix=$PWD/$prefix ;; esac
-while [ "$prefix" != "${prefix%/}" ]; do prefix=${prefix%/}; done
-case ${prefix##*/} in
-    '' | . | .. | current) fail 2 "--prefix has to name a folder of its own, not ${prefix:-/}." "sh install.sh --help" ;;
-esac
-base=${prefix%/*}
-base=${base:-/}
-current=$base/current
+settle
 units=${XDG_CONFIG_HOME:-${HOME:-/nonexistent}/.config}/systemd/user
 unit=edgeship-$name.service
 
-remove() {
-    [ -f "$prefix/$installed" ] || [ -f "$prefix/$half" ] ||
-        fail 8 "$prefix: nothing is installed here; nothing was removed." "give the --prefix it was installed with"
-    if same "$current" "$prefix"; then
-        if [ -f "$units/$unit" ] && grep -qF -- "# $current" "$units/$unit"; then
-            systemctl --user stop "$unit" 2>/dev/null || :
-            rm -f -- "$units/$unit" "$units/default.target.wants/$unit"
-            systemctl --user daemon-reload 2>/dev/null || :
-        fi
-        rm -f -- "$current"
-        printf 'removed %s\n' "$current"
+release() { # the link, and the service that verifies what it leads to
+    same "$current" "$prefix" || return 0
+    if [ -f "$units/$unit" ] && grep -qF -- "# $current" "$units/$unit"; then
+        systemctl --user stop "$unit" 2>/dev/null || :
+        rm -f -- "$units/$unit" "$units/default.target.wants/$unit"
+        systemctl --user daemon-reload 2>/dev/null || :
     fi
-    # Marked as half first: what a cut leaves behind, the next installation clears away.
-    [ ! -f "$prefix/$installed" ] || mv -f -- "$prefix/$installed" "$prefix/$half"
-    rm -rf -- "$prefix"
-    rmdir -- "$base" 2>/dev/null || :
-    printf 'removed %s\n' "$prefix"
+    rm -f -- "$current"
+    printf 'removed %s\n' "$current"
 }
 
 if [ -n "$uninstall" ]; then
@@ -133,9 +94,7 @@ fi
 if [ ! -f "$here/bundle.json" ] || [ ! -f "$here/wheels/$pip" ]; then
     fail 8 "$here: the files of the bundle are not here. Nothing was installed." "run install.sh inside the unpacked bundle"
 fi
-if [ -e "$current" ] && [ ! -L "$current" ]; then
-    fail 8 "$current: expected a link or nothing, found something else. Nothing was installed." "give another --prefix"
-fi
+check_link
 if [ -n "$service" ]; then
     [ -n "$has_artifact" ] || fail 2 "this bundle has no artifact for a service to verify." "leave out --user-service"
     command -v systemctl >/dev/null || fail 2 "this system has no systemd. Nothing was installed." "leave out --user-service"
@@ -189,41 +148,10 @@ set -- $probe
 [ "$4" = yes ] ||
     fail 20 "this bundle needs glibc $glibc or newer; found $3. Nothing was installed." "use a newer system"
 
-if [ -f "$prefix/$half" ]; then
-    rm -rf -- "$prefix" # what an installation that was cut short has left
-fi
-if [ -f "$prefix/$installed" ]; then
-    [ "$(cat -- "$prefix/$installed")" = "$digest" ] ||
-        fail 8 "$prefix: another version is installed here. Nothing was changed." \
-            "give another --prefix, or remove that version with the install.sh of its own bundle"
-    present=yes
-else
-    present=
-    if [ -e "$prefix" ] && ! rmdir -- "$prefix" 2>/dev/null; then
-        fail 8 "$prefix: exists and is no installation of edgeship. Nothing was changed." "give another --prefix"
-    fi
-    [ "$5" -ge "$needs" ] ||
-        fail 9 "installing takes $needs MB, and $5 MB are free at $prefix. Nothing was installed." \
-            "free some space, or give a --prefix on another disk"
-fi
-
-# shellcheck disable=SC2317 # run by the trap
-cleanup() {
-    status=$?
-    trap - EXIT
-    rm -f -- "$base/.current.$$"
-    if [ -n "$made" ]; then
-        rm -rf -- "$prefix"
-        rmdir -- "$base" 2>/dev/null || :
-        printf 'Nothing was installed: what was begun is removed, and %s is as it was.\n' "$current" >&2
-    fi
-    exit "$status"
-}
-trap cleanup EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 141' PIPE
-trap 'exit 143' TERM
+check_prefix
+[ -n "$present" ] || [ "$5" -ge "$needs" ] ||
+    fail 9 "installing takes $needs MB, and $5 MB are free at $prefix. Nothing was installed." \
+        "free some space, or give a --prefix on another disk"
 
 check_bundle() {
     printf 'checking the bundle\n'
@@ -245,17 +173,8 @@ for name, entry in sorted(files.items()):
 ' "$here" || fail 8 "$here: the bundle is damaged." "copy it to this machine again"
 }
 
-full() { # after a failed step: say so where the disk is the reason
-    left=$(df -Pk "$base" 2>/dev/null | awk 'END { print int($4) }') || left=
-    if [ "${left:-9999}" -lt 1024 ]; then
-        fail 9 "the disk of $base is full." "free $needs MB, or give a --prefix on another disk"
-    fi
-}
-
 install() {
-    { mkdir -p -- "$base" && mkdir -- "$prefix"; } || fail 8 "$prefix: cannot be made." "give a --prefix that you may write to"
-    made=yes
-    { printf '%s\n' "$digest" >"$prefix/$half" && mkdir -- "$prefix/tmp"; } || { full && fail 8 "$prefix: cannot be written." "give another --prefix"; }
+    begin
     printf 'making a Python environment with %s\n' "$python"
     "$python" -I -m venv --without-pip "$prefix/venv" ||
         { full && fail 10 "$python cannot make an environment." "install its module venv (Debian: apt install python3-venv)"; }
@@ -292,6 +211,7 @@ examine() { # the doctor finds wheels for another processor, which import and cr
     stopped "$code" "${wrong:-the doctor failed here}" "$another"
 }
 
+guard
 another="make a bundle for this device: edgeship bundle ... --device ..."
 check_bundle
 [ -n "$present" ] || install
@@ -302,11 +222,7 @@ if [ -n "$has_artifact" ]; then
     printf 'verifying the artifact\n'
     run -m edgeship_runtime verify "$prefix/artifact"
 fi
-if [ -z "$present" ]; then
-    sync # a power cut must not leave a version that is named but not written
-    mv -f -- "$prefix/$half" "$prefix/$installed"
-fi
-made=
+finish
 "$python" -I -c 'import os, sys; os.symlink(sys.argv[1], sys.argv[2]); os.replace(sys.argv[2], sys.argv[3])' \
     "${prefix##*/}" "$base/.current.$$" "$current" ||
     fail 8 "$prefix is installed, but $current could not be switched to it." "check the rights of $base"

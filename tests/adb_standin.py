@@ -7,6 +7,7 @@ Commands run here, in a home directory of their own.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -14,6 +15,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
+
+from edgeship.ship.transports.adb import AdbTransport, parse_host
 
 SERIAL = "R58M123ABC"
 SHELL = ("sh", "-c")
@@ -241,3 +246,28 @@ def exactly(link: socket.socket, size: int) -> bytes:
             raise OSError("ended")
         raw += part
     return raw
+
+
+@contextmanager
+def own_server(home: Path, folder: Path) -> Iterator[AdbTransport]:
+    """adb's own server, on a port of its own, with a device that is a stand-in; skips the test where adb is not."""
+    program = shutil.which("adb")
+    if program is None:
+        pytest.skip("adb is not here (Debian: apt install adb)")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = os.environ | {"HOME": str(folder), "ANDROID_ADB_SERVER_PORT": str(port), "ADB_MDNS": "0"}
+    device = Device(home)
+
+    def ask(*words: str) -> str:
+        done = subprocess.run([program, *words], env=environment, capture_output=True, text=True, timeout=30)
+        return done.stdout + done.stderr
+
+    try:
+        ask("start-server")
+        assert "connected to" in ask("connect", device.serial)
+        ask("-s", device.serial, "wait-for-device")
+        yield parse_host(f"adb:{device.serial}", environment)
+    finally:
+        ask("kill-server")
+        device.close()

@@ -15,33 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeship.errors import EdgeshipError, HostError, ResourceError, UsageError
-from edgeship.ship.transports import CutError, Source, Target, Transport, open_transport, parse_target
-from edgeship.ship.transports.command import MAX_OUTPUT, write_error
+from edgeship.ship.transports import CutError, Source, Target, open_transport, parse_target
+from edgeship.ship.transports.command import write_error
 from edgeship.ship.transports.dry_run import DryRunTransport
 from edgeship.ship.transports.local import LocalTransport
 from edgeship.ship.transports.ssh import SshTransport, connect_error
 from loopback_sshd import Sshd, sshd
-
-AWKWARD = "a 'b' \"c\" $HOME `id` \\ ; & | * ? ü\nline"
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Sshd]:
     with sshd(tmp_path / "sshd") as running:
         yield running
-
-
-@pytest.fixture(params=["local", "ssh"])
-def board(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Transport, Path]]:
-    """A transport, and the home directory it leads to."""
-    if request.param == "local":
-        (tmp_path / "home").mkdir()
-        yield LocalTransport(tmp_path / "home"), tmp_path / "home"
-        return
-    server: Sshd = request.getfixturevalue("server")
-    transport = SshTransport(parse_target(server.host), server.options)
-    yield transport, server.home
-    transport.close()
 
 
 class TestTarget:
@@ -76,64 +61,6 @@ class TestTarget:
         assert target.host
         assert not target.host.startswith("-")
         assert not set(target.host) & set(" ;&|$`'\"\\\n/@")
-
-
-class TestBoard:
-    def test_arguments_arrive_as_they_are(self, board: tuple[Transport, Path]) -> None:
-        done = board[0].run(["printf", "%s|", AWKWARD, "", "-n"], timeout=20)
-        assert (done.code, done.stdout) == (0, f"{AWKWARD}||-n|")
-
-    def test_exit_code_and_both_streams(self, board: tuple[Transport, Path]) -> None:
-        done = board[0].run(["sh", "-c", "echo out; echo err >&2; exit 7"], timeout=20)
-        assert (done.code, done.stdout, done.stderr) == (7, "out\n", "err\n")
-
-    def test_255_is_an_exit_code_like_others(self, board: tuple[Transport, Path]) -> None:
-        assert board[0].run(["sh", "-c", "exit 255"], timeout=20).code == 255
-
-    def test_lines_come_while_it_runs_and_cannot_drive_the_terminal(self, board: tuple[Transport, Path]) -> None:
-        seen: list[tuple[float, str]] = []
-        start = time.monotonic()
-        board[0].run(["sh", "-c", "printf 'a\\033[2Jb\\n'; sleep 2; echo end"], timeout=20, on_line=_note(seen))
-        assert [text for _, text in seen] == ["a\\x1b[2Jb", "end"]
-        assert seen[1][0] - seen[0][0] > 1
-        assert seen[0][0] >= start
-
-    def test_timeout(self, board: tuple[Transport, Path]) -> None:
-        start = time.monotonic()
-        with pytest.raises(HostError, match="did not end within 1 s"):
-            board[0].run(["sleep", "60"], timeout=1)
-        assert time.monotonic() - start < 15
-
-    def test_endless_output_is_bounded(self, board: tuple[Transport, Path]) -> None:
-        done = board[0].run(["sh", "-c", "head -c 5000000 /dev/zero"], timeout=60)
-        assert len(done.stdout) == MAX_OUTPUT
-
-    def test_put_and_get(self, board: tuple[Transport, Path], tmp_path: Path) -> None:
-        transport, home = board
-        (tmp_path / "data").write_bytes(bytes(range(256)) * 5000)
-        transport.put(tmp_path / "data", "x/it's here")
-        assert (home / "x/it's here").read_bytes() == (tmp_path / "data").read_bytes()
-        assert [each.name for each in (home / "x").iterdir()] == ["it's here"]
-        assert transport.get("x/it's here", 2_000_000) == (tmp_path / "data").read_bytes()
-
-    def test_get_refuses_what_is_missing_or_too_large(self, board: tuple[Transport, Path]) -> None:
-        transport, home = board
-        (home / "large").write_bytes(b"x" * 11)
-        assert transport.get("large", 11) == b"x" * 11
-        with pytest.raises(HostError, match="larger than 10 bytes"):
-            transport.get("large", 10)
-        with pytest.raises(HostError, match="cannot be read"):
-            transport.get("missing", 10)
-
-    def test_source_from_an_offset(self, board: tuple[Transport, Path], tmp_path: Path) -> None:
-        (tmp_path / "data").write_bytes(b"0123456789")
-        sent: list[int] = []
-        done = board[0].run(["cat"], timeout=20, source=Source(tmp_path / "data", 4, sent.append))
-        assert (done.stdout, sent) == ("456789", [6])
-
-
-def _note(seen: list[tuple[float, str]]):  # type: ignore[no-untyped-def]
-    return lambda text: seen.append((time.monotonic(), text))
 
 
 class TestLocal:

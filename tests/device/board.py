@@ -15,8 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -243,20 +243,29 @@ def wait(board: Board, seconds: float = _START_SECONDS) -> None:
     raise BoardError(f"the board does not answer; ssh said: {said}; the logs end with:\n{logs}")
 
 
-def main() -> int:
-    """Run one board until interrupted."""
-    name = sys.argv[1] if len(sys.argv) == 2 else ""
-    reason = f"usage: board.py {'|'.join(MODELS)}" if name not in MODELS else missing()
+def keep(reason: str | None, start: Callable[[Say], AbstractContextManager[Board]]) -> int:
+    """Start a board, say how to reach it, and wait: 0 when interrupted, 1 when it ends, 2 when `reason` forbids it."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
     if reason:
-        print(reason, file=sys.stderr)
+        say(reason)
         return 2
-    with running(MODELS[name], say=lambda text: print(text, file=sys.stderr)) as board:
+    with start(say) as board:
         print(shlex.join(["ssh", *board.ssh_options(), f"{board.user}@{board.host}"]), flush=True)
         try:
             board.process.wait()
         except KeyboardInterrupt:
             return 0
     return 1
+
+
+def main() -> int:
+    """Run one board until interrupted."""
+    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    reason = f"usage: board.py {'|'.join(MODELS)}" if name not in MODELS else missing()
+    return keep(reason, lambda say: running(MODELS[name], say=say))
 
 
 if __name__ == "__main__":

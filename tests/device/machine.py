@@ -8,7 +8,6 @@ Real here, and not on the other boards: the page size, the limit of memory, the 
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import socket
 import subprocess
@@ -23,7 +22,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from device import kernel, rootfs
-from device.board import CAVEAT, HOST, Board, give_keys, sweep, wait
+from device.board import CAVEAT, HOST, Board, give_keys, keep, sweep, wait
 from device.models import PI5, BoardModel
 from device.rootfs import CACHE, Say, extract
 
@@ -121,17 +120,7 @@ def _command(
 
 def main() -> int:
     """Run one machine until interrupted."""
-    reason = missing()
-    if reason:
-        print(reason, file=sys.stderr)
-        return 2
-    with booted(say=lambda text: print(text, file=sys.stderr)) as board:
-        print(shlex.join(["ssh", *board.ssh_options(), f"{board.user}@{board.host}"]), flush=True)
-        try:
-            board.process.wait()
-        except KeyboardInterrupt:
-            return 0
-    return 1
+    return keep(missing(), lambda say: booted(say=say))
 
 
 if __name__ == "__main__":

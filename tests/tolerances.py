@@ -194,6 +194,9 @@ HALF_RMS_STD = 0.02
 """Of the logits' deviation, root mean square: activations of 11 significant bits against 24, through a few layers
 (measured on the tiny model: 0.008)."""
 
+TILED_LOGITS = 1e-5
+"""Of logits, and of keys and values: the same sums of float32, by kernels that may go through them by other steps."""
+
 WEBGPU_KL = 0.05
 """Nats: shaders round activations to 8 bits, as native onnxruntime does by default."""
 

@@ -2,7 +2,8 @@
 
 `site.json` is what the app reads; `bundle.json` names every file, and `edgeship serve-web` serves no other. The folder
 `model/` is a model folder of transformers.js too: the weights lie in it once, under the name it wants, and the app
-fetches them by ranges. An ONNX artifact has a second graph on these weights, for GPUs with 16-bit floats.
+fetches them by ranges. An ONNX artifact has two more graphs on these weights: `float16` for GPUs with such floats, and
+`tiled` for WebAssembly.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from edgeship import __version__
 from edgeship.device import Device
 from edgeship.errors import ArtifactError, PlanError
 from edgeship.progress import Progress
-from edgeship.ship import archive, half_graph, making, transformers_js
+from edgeship.ship import archive, half_graph, making, tiled_graph, transformers_js
 from edgeship.ship.making import Bundle, Source
 from edgeship.ship.web_app import App, audit_summary, find_app
 from edgeship.sizes import format_size
@@ -35,6 +36,8 @@ KIND = "site"
 BROWSER = "browser"
 """The `os` of devices that such bundles are for."""
 
+GRAPHS = {"float16": half_graph.NAME, "tiled": tiled_graph.NAME}
+"""Graphs beside the artifact's own, by what site.json calls them."""
 PART = 8 << 20
 """Bytes of a part: what a connection that breaks costs at most."""
 MAX_FILE = (1 << 31) - 1
@@ -123,17 +126,20 @@ def _place(source: Source, folder: Path, *, split: bool, progress: Progress) -> 
         progress.advance(entry["size"], name)
     progress.finish()
     if manifest.format == "onnx":
-        placed.append(_place_half_graph(source, folder, split=split))
+        placed += _place_graphs(source, folder, split=split)
         if not split:
             _place_transformers_js(source, folder / "model")
     return placed
 
 
-def _place_half_graph(source: Source, folder: Path, *, split: bool) -> dict[str, Any]:
+def _place_graphs(source: Source, folder: Path, *, split: bool) -> Iterator[dict[str, Any]]:
+    raw = (source.directory / transformers_js.GRAPH).read_bytes()
+    graphs = {half_graph.NAME: half_graph.half_graph(raw), tiled_graph.NAME: tiled_graph.tiled_graph(raw)}
     with TemporaryDirectory() as scratch:
-        path = Path(scratch) / half_graph.NAME
-        path.write_bytes(half_graph.half_graph((source.directory / transformers_js.GRAPH).read_bytes()))
-        return {"name": half_graph.NAME} | _place_file(path, folder, f"model/{half_graph.NAME}", split=split)
+        for name, graph in graphs.items():
+            path = Path(scratch) / name
+            path.write_bytes(graph)
+            yield {"name": name} | _place_file(path, folder, f"model/{name}", split=split)
 
 
 def _place_file(path: Path, folder: Path, url: str, *, split: bool) -> dict[str, Any]:
@@ -190,20 +196,19 @@ def _attention_heads(source: Source) -> int:
 
 def _write_site(source: Source, placed: list[dict[str, Any]], app: App, folder: Path) -> None:
     by_name = {each["name"]: each["sha256"] for each in placed}
-    half = half_graph.NAME if half_graph.NAME in by_name else None
-    sealed = by_name[MANIFEST_NAME]  # names by hash what the artifact brings
+    graphs = {kind: name for kind, name in GRAPHS.items() if name in by_name}
+    # The manifest names by hash all that the artifact brings.
+    made_of = [by_name[name] for name in (MANIFEST_NAME, *graphs.values())]
     engine = app.engines[source.manifest.format]
     site = {
         "schema": SCHEMA,
         "name": source.manifest.name,
         "engine": source.manifest.format,
         "edgeship": __version__,
-        "digest": hashlib.sha256(
-            json.dumps([sealed, by_name.get(half_graph.NAME), engine], sort_keys=True).encode()
-        ).hexdigest(),
+        "digest": hashlib.sha256(json.dumps([made_of, engine], sort_keys=True).encode()).hexdigest(),
         "bytes": sum(each["size"] for each in placed),
         "files": placed,
-        "half_graph": half,
+        "graphs": graphs,
         "engine_files": engine,
         "results": None,
     }

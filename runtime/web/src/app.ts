@@ -95,7 +95,7 @@ export class App {
 
   /** Whether the model can be run with 16-bit floats here. */
   get hasHalf(): boolean {
-    return this.browser.halfFloats && this.model.halfGraph !== null;
+    return this.browser.halfFloats && this.model.graphs.float16 !== undefined;
   }
 
   /** What was chosen and cannot be had here, and what is done instead; null when all can. */

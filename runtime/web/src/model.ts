@@ -48,7 +48,8 @@ export class Model {
       const model = await store.file(site.digest, manifest.modelFile);
       this.engine = new Engine(await openGguf(model, manifest, { threads: options.threads, context, base: folder }));
     } else {
-      const model = await store.file(site.digest, (options.half && site.halfGraph) || manifest.modelFile);
+      const graph = options.half ? site.graphs.float16 : options.backend === "wasm" ? site.graphs.tiled : null;
+      const model = await store.file(site.digest, graph ?? manifest.modelFile);
       const data: Record<string, { blob: Blob; open: () => Promise<SyncFile> }> = {};
       for (const name of Object.keys(manifest.files)) {
         if (!name.startsWith(`${manifest.modelFile}.`)) continue;

@@ -3,6 +3,8 @@ import { Fields, parseJson } from "./fields";
 
 export type EngineKind = "onnx" | "gguf";
 export type Backend = "wasm" | "webgpu";
+const VARIANTS = ["float16", "tiled"] as const;
+type Variant = (typeof VARIANTS)[number];
 
 /** Consecutive bytes of a file; with a `url` of its own it is fetched whole, else as a range of the file's. */
 export interface Part {
@@ -35,8 +37,8 @@ export interface Site {
   readonly digest: string;
   readonly bytes: number;
   readonly files: readonly SiteFile[];
-  /** The file with the graph for 16-bit floats; null where there is none. */
-  readonly halfGraph: string | null;
+  /** Files with further graphs on the same weights: for GPUs with 16-bit floats, and with products in tiles for WASM. */
+  readonly graphs: Readonly<Partial<Record<Variant, string>>>;
   readonly engineFiles: Readonly<Record<string, readonly EngineFile[]>>;
   readonly results: string | null;
 }
@@ -55,9 +57,14 @@ export function parseSite(text: string): Site {
   const files = top.items("files").map(readFile);
   const bytes = files.reduce((sum, file) => sum + file.size, 0);
   if (new Set(files.map((file) => file.name)).size !== files.length) top.fail("files", "every name once", files);
-  const halfGraph = top.textOrNull("half_graph");
-  if (halfGraph !== null && !files.some((file) => file.name === halfGraph))
-    top.fail("half_graph", "the name of one of the files", halfGraph);
+  const graphs: Partial<Record<Variant, string>> = {};
+  const listed = top.inner("graphs");
+  for (const variant of VARIANTS) {
+    const graph = listed.textOrNull(variant);
+    if (graph === null) continue;
+    if (!files.some((file) => file.name === graph)) listed.fail(variant, "the name of one of the files", graph);
+    graphs[variant] = graph;
+  }
   const groups = top.inner("engine_files");
   const engineFiles: Record<string, EngineFile[]> = {};
   for (const name of groups.names()) {
@@ -67,7 +74,7 @@ export function parseSite(text: string): Site {
   }
   const results = top.textOrNull("results") === null ? null : relative(top, "results");
   const [name, edgeship] = [top.text("name"), top.text("edgeship")];
-  return { name, engine, edgeship, digest, bytes, files, halfGraph, engineFiles, results };
+  return { name, engine, edgeship, digest, bytes, files, graphs, engineFiles, results };
 }
 
 function readFile(file: Fields): SiteFile {

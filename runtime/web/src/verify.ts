@@ -61,8 +61,9 @@ export async function verify(
 
 async function checkFiles(model: Model, failures: string[], progress: Progress): Promise<boolean> {
   const sealed = Object.entries(model.manifest.files);
-  // The site's own graph for 16-bit floats is in no manifest; site.json has its hash.
-  const own = model.site.files.filter((file) => file.name === model.site.halfGraph);
+  // The site's own graphs are in no manifest; site.json has their hashes.
+  const graphs = Object.values(model.site.graphs);
+  const own = model.site.files.filter((file) => graphs.includes(file.name));
   const entries = [...sealed, ...own.map((file) => [file.name, file] as const)].sort(([a], [b]) => (a < b ? -1 : 1));
   const total = entries.reduce((sum, [, entry]) => sum + entry.size, 0);
   let done = 0;

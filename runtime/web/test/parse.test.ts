@@ -16,6 +16,7 @@ const site = {
   digest: HASH,
   bytes: 4,
   files: [file],
+  graphs: {},
   engine_files: { wasm: [{ url: "engines/onnx/a.wasm", size: 1, sha256: HASH }] },
   results: null,
 };
@@ -29,10 +30,11 @@ describe("site.json", () => {
     expect(found.engineFiles.wasm).toHaveLength(1);
   });
 
-  it("names its graph for 16-bit floats, which is one of its files", () => {
-    expect(read({}).halfGraph).toBeNull();
-    expect(read({ half_graph: "model.onnx" }).halfGraph).toBe("model.onnx");
-    for (const name of ["other.onnx", "../model.onnx", "", 16]) expect(() => read({ half_graph: name })).toThrow();
+  it.each(["float16", "tiled"])("names its %s graph, which is one of its files", (variant) => {
+    expect(read({}).graphs).toEqual({});
+    expect(read({ graphs: { [variant]: "model.onnx" } }).graphs).toEqual({ [variant]: "model.onnx" });
+    for (const name of ["other.onnx", "../model.onnx", "", 16])
+      expect(() => read({ graphs: { [variant]: name } })).toThrow(/graphs/);
   });
 
   it.each([

@@ -19,7 +19,7 @@ from edgeship import catalog
 from edgeship.cli import run
 from edgeship.errors import ArtifactError, DependencyError, PlanError, SourceError, UsageError
 from edgeship.progress import Silent
-from edgeship.ship import half_graph, transformers_js, web_app, web_bundle
+from edgeship.ship import half_graph, tiled_graph, transformers_js, web_app, web_bundle
 from edgeship.ship.making import Bundle
 from edgeship.ship.web_app import audit_summary, find_app, read_app
 from edgeship.ship.web_bundle import make_web_bundle
@@ -79,14 +79,13 @@ def test_the_parts_are_the_artifact(make: Make, artifact: Path, split: bool, mon
     made = make(artifact, split=split)
     told = site(made)
     manifest = read_manifest(artifact / "onnx")
-    assert told["half_graph"] == half_graph.NAME
-    assert {each["name"] for each in told["files"]} == {"edgeship.json", half_graph.NAME, *manifest.files}
+    raw = (artifact / "onnx/model.onnx").read_bytes()
+    graphs = {half_graph.NAME: half_graph.half_graph(raw), tiled_graph.NAME: tiled_graph.tiled_graph(raw)}
+    assert told["graphs"] == {"float16": half_graph.NAME, "tiled": tiled_graph.NAME}
+    assert {each["name"] for each in told["files"]} == {"edgeship.json", *graphs, *manifest.files}
     for each in told["files"]:
         raw = joined(made, each)
-        if each["name"] == half_graph.NAME:
-            assert raw == half_graph.half_graph((artifact / "onnx/model.onnx").read_bytes())
-        else:
-            assert raw == (artifact / "onnx" / each["name"]).read_bytes()
+        assert raw == (graphs.get(each["name"]) or (artifact / "onnx" / each["name"]).read_bytes())
         assert (each["size"], each["sha256"]) == (len(raw), hashlib.sha256(raw).hexdigest())
         assert len(each["parts"]) == -(-len(raw) // 1000)
     assert told["bytes"] == sum(each["size"] for each in told["files"])

@@ -1,4 +1,4 @@
-"""The graph for 16-bit floats beside the one it is made from, by onnxruntime on this processor."""
+"""The graphs that sites add, beside the one they are made from, by onnxruntime on this processor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from edgeship import build, catalog
 from edgeship.progress import Silent
 from edgeship.recipe import with_algorithm
 from edgeship.ship.half_graph import half_graph
-from tolerances import HALF_RMS_STD
+from edgeship.ship.tiled_graph import tiled_graph
+from tolerances import HALF_RMS_STD, TILED_LOGITS
 from toy_artifact import write_toy
 
 IDS = list(range(5, 45))
@@ -40,6 +41,17 @@ def with_half(directory: Path) -> Path:
     return directory
 
 
+def data_of(path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and length in the data file of every weight."""
+    found = {}
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        data = {each.key: each.value for each in tensor.external_data}
+        if data:
+            assert data["location"] == "model.onnx.data"
+            found[tensor.name] = int(data["offset"]), int(data["length"])
+    return found
+
+
 def types(path: Path) -> dict[str, str]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return {each.name: each.type for each in (*session.get_inputs(), *session.get_outputs())}
@@ -60,6 +72,9 @@ def run(path: Path, dtype: DTypeLike) -> tuple[NDArray[np.float32], list[NDArray
         logits = by_name["logits"][0, -1]
         cache = [by_name[each.name.replace("past_key_values", "present")] for each in past]
     return logits, cache
+
+
+# for GPUs with 16-bit floats
 
 
 def test_logits(tiny: Path) -> None:
@@ -105,3 +120,40 @@ def test_an_artifact_of_another_make(tmp_path: Path, half: bool) -> None:
     wanted = toy.logits(IDS)[-1]
     assert np.sqrt(np.mean((found - wanted) ** 2)) / wanted.std() < HALF_RMS_STD
     assert {each.dtype for each in cache} == {np.dtype(np.float16)}
+
+
+# in tiles, for WebAssembly
+
+
+@pytest.mark.parametrize("tile", [1, 20_000, 100_000])
+def test_tiles_give_the_same_logits(tiny: Path, tile: int) -> None:
+    """Each row of the weights gives one output, whatever lies beside it."""
+    (tiny / "tiled.onnx").write_bytes(tiled_graph((tiny / "model.onnx").read_bytes(), tile))
+    assert types(tiny / "tiled.onnx") == types(tiny / "model.onnx")
+    wanted, found = run(tiny / "model.onnx", np.float32), run(tiny / "tiled.onnx", np.float32)
+    np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=TILED_LOGITS)
+    for one, other in zip(found[1], wanted[1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=TILED_LOGITS)
+
+
+def test_tiles_are_small_and_cover_the_weights(tiny: Path) -> None:
+    (tiny / "tiled.onnx").write_bytes(tiled_graph((tiny / "model.onnx").read_bytes(), 20_000))
+    graph = onnx.load(tiny / "tiled.onnx", load_external_data=False).graph
+    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    for node in products:
+        sizes = {each.name: each.i for each in node.attribute}
+        assert sizes["N"] * sizes["K"] * 4 <= max(20_000, 16 * sizes["K"] * 4)
+    assert len(products) > len([node for node in graph.node if node.op_type == "Concat"]) > 20
+    pieces = data_of(tiny / "tiled.onnx")
+    for name, (offset, length) in data_of(tiny / "model.onnx").items():
+        parts = sorted(place for piece, place in pieces.items() if piece.removeprefix(f"{name}.").isdigit())
+        parts = parts or [pieces[name]]
+        assert (parts[0][0], sum(size for _, size in parts)) == (offset, length), name
+        assert [start + size for start, size in parts[:-1]] == [start for start, _ in parts[1:]], name
+
+
+def test_what_is_small_enough_stays_whole(tiny: Path, tmp_path: Path) -> None:
+    raw = (tiny / "model.onnx").read_bytes()
+    assert onnx.load_model_from_string(tiled_graph(raw, 1 << 30)) == onnx.load_model_from_string(raw)
+    toy = (write_toy(tmp_path / "toy").directory / "model.onnx").read_bytes()
+    assert onnx.load_model_from_string(tiled_graph(toy, 1)) == onnx.load_model_from_string(toy)

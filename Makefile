@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-web test-device check format docs wheel bench bench-gguf bench-fidelity bench-plan bench-prefix bench-schema bench-serve bench-batching bench-overhead bench-web train clean
+.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-web test-device check format docs wheel bench bench-gguf bench-fidelity bench-calibration bench-plan bench-prefix bench-schema bench-serve bench-batching bench-overhead bench-web train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -173,6 +173,9 @@ bench-exporters: .venv/.test ## our exporter beside Olive and Optimum: size, los
 bench-fidelity: .venv/.test .venv/.llamacpp ## what each scheme loses, on a model of 20 M weights (trained first: some fifteen minutes)
 	@test -f .cache/small20m/config.json || PYTHONPATH=tests $(BIN)/python tests/bench/train_model.py .cache/small20m
 	@$(BIN)/python tests/bench/compare_fidelity.py .cache/small20m $(BENCH)
+
+bench-calibration: .venv/.test ## what calibrating RECIPE costs once, from one block of its shape: CPU minutes, memory
+	@$(BIN)/python tests/bench/calibration_cost.py $(RECIPE)
 
 screenshots: .venv/.test ## the README's pictures of the server's page, from ARTIFACT (Chromium)
 	@PYTHONPATH=tests $(BIN)/python tests/bench/screenshots.py $(ARTIFACT) .github/images

@@ -1,13 +1,14 @@
-"""Exports for tests: a recipe from keywords, run through the real `build.export`."""
+"""Exports for tests, through the real `build.export`: a recipe from keywords, and the embedded tiny model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeship import build
-from edgeship.progress import Silent
-from edgeship.recipe import Recipe
+from edgeship import build, catalog
+from edgeship.progress import Progress, Silent
+from edgeship.recipe import Recipe, with_algorithm
 
 FLOAT32 = {"body": "float32", "embeddings": "float32", "head": "float32"}
 
@@ -18,15 +19,28 @@ def recipe(name: str = "case", **fields: Any) -> Recipe:
     return Recipe.model_validate({"name": name, "source": source, "context": 128, **fields})
 
 
+def built(
+    recipe: Recipe,
+    out: Path,
+    formats: Sequence[str] = ("onnx",),
+    *,
+    checkpoint: Path | None = None,
+    max_ram: int = 1 << 30,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Export a recipe, its own source unless another is given; returns the directory of all formats."""
+    heard = progress or Silent()
+    return build.export(
+        recipe, checkpoint=checkpoint, out=out, formats=formats, max_ram=max_ram, force=force, progress=heard
+    ).artifact
+
+
 def export(checkpoint: Path, out: Path, **fields: Any) -> Path:
     """Export `checkpoint` and return the ONNX artifact's directory."""
-    made = build.export(
-        recipe(**fields),
-        checkpoint=checkpoint,
-        out=out,
-        formats=("onnx",),
-        max_ram=1 << 30,
-        force=False,
-        progress=Silent(),
-    )
-    return made.artifact / "onnx"
+    return built(recipe(**fields), out, checkpoint=checkpoint) / "onnx"
+
+
+def export_tiny(out: Path, *formats: str) -> Path:
+    """Export the embedded tiny model, rounded to nearest: a second; returns the directory of all formats."""
+    return built(with_algorithm(catalog.find("tiny-int4"), "rtn"), out, formats)

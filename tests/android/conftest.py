@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from edgeship import cli
 from edgeship.ship import android_runner
+from exports import export_tiny
 from phones import need_qemu
 
 
@@ -47,10 +47,7 @@ def built() -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in GGUF."""
-    out = tmp_path_factory.mktemp("artifacts")
-    made = ["export", "tiny-int4", "--algorithm", "rtn", "--format", "gguf", "--out", str(out), "--json"]
-    assert cli.run(made) == 0
-    return out / "tiny-int4/gguf"
+    return export_tiny(tmp_path_factory.mktemp("artifacts"), "gguf") / "gguf"
 
 
 @pytest.fixture(scope="session")

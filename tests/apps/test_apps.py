@@ -13,6 +13,7 @@ import pytest
 
 from edgeship_runtime.facts import ModelFacts
 from edgeship_runtime.manifest import read_manifest
+from exports import export_tiny
 
 PAGE = Path(__file__).parents[2] / "runtime/APPS.md"
 STUBS = Path(__file__).parent / "stubs"
@@ -59,7 +60,6 @@ def test_gguf_on_a_desktop_jvm(tmp_path: Path) -> None:
     """The shown JNI with llama-cpp-python's own libraries: the tokens are the Python runtime's."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make llamacpp)")
     import edgeship_runtime
-    from edgeship import cli
     from edgeship.ship.llamacpp_wheel import VERSION, cache_directory
 
     compile_java(tmp_path, {"Llama.java": shown("Llama.java"), "Main.java": MAIN})
@@ -79,9 +79,7 @@ def test_gguf_on_a_desktop_jvm(tmp_path: Path) -> None:
     command += [f"-L{libraries}", "-lllama", f"-Wl,-rpath,{libraries}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    made = ["export", "tiny-int4", "--algorithm", "rtn", "--format", "gguf", "--out", str(tmp_path / "made"), "--json"]
-    assert cli.run(made) == 0
-    artifact = tmp_path / "made/tiny-int4/gguf"
+    artifact = export_tiny(tmp_path / "made", "gguf") / "gguf"
     prompt = "What is the opposite of hot?"
     java = ["java", f"-Djava.library.path={tmp_path}", "-cp", str(tmp_path), "Main"]
     done = subprocess.run(

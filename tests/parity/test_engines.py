@@ -13,9 +13,9 @@ import pytest
 
 import edgeship_runtime
 import tolerances
-from edgeship import build, catalog
-from edgeship.progress import Silent
+from edgeship import catalog
 from edgeship_runtime.verify import verify
+from exports import built
 from toy_gguf import needs_llamacpp
 
 pytestmark = [pytest.mark.parity, needs_llamacpp]
@@ -24,16 +24,7 @@ NEW_TOKENS = 32
 
 @pytest.fixture(scope="module", params=["tiny-int4", "tiny-int8"])
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    report = build.export(
-        catalog.find(request.param),
-        checkpoint=None,
-        out=tmp_path_factory.mktemp("artifacts"),
-        formats=("onnx", "gguf"),
-        max_ram=1 << 30,
-        force=False,
-        progress=Silent(),
-    )
-    return report.artifact
+    return built(catalog.find(request.param), tmp_path_factory.mktemp("artifacts"), ("onnx", "gguf"))
 
 
 def acceptance_prompts(artifact: Path) -> list[list[int]]:

@@ -14,8 +14,8 @@ import pytest
 import edgeship_runtime
 import tolerances
 from checkpoints import write_checkpoint
-from edgeship import build, catalog
-from edgeship.progress import Silent
+from edgeship import catalog
+from exports import built
 
 pytestmark = pytest.mark.parity
 
@@ -32,11 +32,7 @@ NEW_TOKENS = 24
 @pytest.fixture(scope="module", params=["tiny-int4", "tiny-int8"])
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("artifacts")
-    recipe = catalog.find(request.param)
-    report = build.export(
-        recipe, checkpoint=None, out=out, formats=("onnx",), max_ram=1 << 30, force=False, progress=Silent()
-    )
-    return report.artifact / "onnx"
+    return built(catalog.find(request.param), out) / "onnx"
 
 
 def genai_greedy(model: og.Model, ids: list[int], new_tokens: int) -> list[int]:

@@ -18,7 +18,7 @@ from edgeship import build
 from edgeship.errors import ArtifactError, CheckpointError, PlanError, ResourceError
 from edgeship.partial import PartialExport
 from edgeship.progress import Silent
-from exports import export, recipe
+from exports import built, export, recipe
 
 INTERRUPTED = Path(__file__).parents[1] / "interrupted.py"
 
@@ -66,9 +66,7 @@ def test_a_resumed_export_keeps_finished_tensors_and_says_so(checkpoint: Path, t
     calls = int(run_until(checkpoint, tmp_path / "counted", 0).stdout)
     run_until(checkpoint, tmp_path, calls // 2)
     heard = Listener()
-    build.export(
-        recipe(), checkpoint=checkpoint, out=tmp_path, formats=("onnx",), max_ram=1 << 30, force=False, progress=heard
-    )
+    built(recipe(), tmp_path, checkpoint=checkpoint, progress=heard)
     assert any("interrupted export was found" in note and " 0 of" not in note for note in heard.notes), heard.notes
     assert heard.advanced < sum(p.stat().st_size for p in checkpoint.glob("*.safetensors"))
 
@@ -98,16 +96,8 @@ def test_a_partial_export_of_another_recipe_is_not_resumed(
 def test_the_same_input_gives_the_same_bytes_whatever_the_memory_limit(
     checkpoint: Path, whole: dict[str, str], tmp_path: Path
 ) -> None:
-    made = build.export(
-        recipe(),
-        checkpoint=checkpoint,
-        out=tmp_path,
-        formats=("onnx",),
-        max_ram=500_000_000,
-        force=False,
-        progress=Silent(),
-    )
-    assert digests(made.artifact / "onnx") == whole
+    made = built(recipe(), tmp_path, checkpoint=checkpoint, max_ram=500_000_000)
+    assert digests(made / "onnx") == whole
 
 
 def test_an_existing_artifact_is_kept_unless_forced(checkpoint: Path, whole: dict[str, str], tmp_path: Path) -> None:
@@ -115,10 +105,7 @@ def test_an_existing_artifact_is_kept_unless_forced(checkpoint: Path, whole: dic
     with pytest.raises(ArtifactError, match="exists already"):
         export(checkpoint, tmp_path, scheme={"body": "int8"})
     assert digests(final) == whole
-    build.export(
-        recipe(scheme={"body": "int8"}), checkpoint=checkpoint, out=tmp_path, formats=("onnx",),
-        max_ram=1 << 30, force=True, progress=Silent(),
-    )  # fmt: skip
+    built(recipe(scheme={"body": "int8"}), tmp_path, checkpoint=checkpoint, force=True)
     assert digests(final) != whole
     assert os.listdir(tmp_path / "case") == ["onnx"]
 
@@ -141,15 +128,7 @@ def test_a_forced_export_killed_between_its_renames_is_put_back(
 
 def test_a_memory_limit_that_cannot_hold_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="--max-ram"):
-        build.export(
-            recipe(),
-            checkpoint=checkpoint,
-            out=tmp_path,
-            formats=("onnx",),
-            max_ram=1 << 20,
-            force=False,
-            progress=Silent(),
-        )
+        built(recipe(), tmp_path, checkpoint=checkpoint, max_ram=1 << 20)
     assert not list(tmp_path.iterdir())
 
 

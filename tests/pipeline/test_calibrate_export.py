@@ -19,7 +19,6 @@ from edgeship.calibrate import quantize
 from edgeship.calibrate.store import CodeWriter
 from edgeship.errors import PlanError, ResourceError
 from edgeship.plan import make_plan
-from edgeship.progress import Silent
 from edgeship.reference.weights import EMBED
 from edgeship.tensors import QuantizedRows
 from edgeship.tiny import checkpoint_dir
@@ -43,9 +42,7 @@ def fields(text: Path, **scheme: Any) -> dict[str, Any]:
 
 def run(checkpoint: Path, out: Path, **given: Any) -> Path:
     recipe = exports.recipe(**given)
-    return build.export(
-        recipe, checkpoint=checkpoint, out=out, formats=recipe.formats, max_ram=1 << 30, force=False, progress=Silent()
-    ).artifact
+    return exports.built(recipe, out, recipe.formats, checkpoint=checkpoint)
 
 
 def contents(directory: Path) -> dict[str, str]:

@@ -9,7 +9,6 @@ import pytest
 
 import exports
 from checkpoints import write_checkpoint
-from edgeship import build
 from edgeship.diff import diff
 from edgeship.errors import ArtifactError, UsageError
 from edgeship.progress import Silent
@@ -23,16 +22,7 @@ UNTIED = {"body": "int4", "embeddings": "int8", "head": "int4"}
 def export(tmp_path: Path, model_type: str = "qwen2", tied: bool = True, **fields: object) -> Path:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", model_type, tied=tied)
     recipe = exports.recipe(formats=["onnx", "gguf"], **fields)
-    made = build.export(
-        recipe,
-        checkpoint=checkpoint,
-        out=tmp_path / "out",
-        formats=("onnx", "gguf"),
-        max_ram=1 << 30,
-        force=False,
-        progress=Silent(),
-    )
-    return made.artifact
+    return exports.built(recipe, tmp_path / "out", ("onnx", "gguf"), checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize("scheme", [{}, INT8, UNTIED, exports.FLOAT32], ids=["int4", "int8", "mixed", "float32"])

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from checkpoints import write_checkpoint
-from edgeship import archs, build, cli, mixing, tiny
+from edgeship import archs, cli, mixing, tiny
 from edgeship.archs.base import Decoder
 from edgeship.calibrate import deciding, statistics
 from edgeship.calibrate.sensitivity import Probe, _Measure
@@ -30,7 +30,7 @@ from edgeship.reference.blocks import hidden_states
 from edgeship.reference.weights import CheckpointWeights
 from edgeship_runtime.gguf import read_header
 from edgeship_runtime.manifest import read_manifest
-from exports import recipe
+from exports import built, recipe
 
 CONFIG = {
     "model_type": "qwen3", "vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 8,
@@ -161,11 +161,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def export(checkpoint: Path, out: Path, formats: tuple[str, ...] = BOTH, **fields: Any) -> tuple[Path, list[str]]:
     heard = Listener()
-    made = build.export(
-        recipe(formats=formats, **fields), checkpoint=checkpoint, out=out, formats=formats, max_ram=2 << 30,
-        force=False, progress=heard,
-    )  # fmt: skip
-    return made.artifact, heard.notes
+    made = recipe(formats=formats, **fields)
+    return built(made, out, formats, checkpoint=checkpoint, max_ram=2 << 30, progress=heard), heard.notes
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -12,11 +12,10 @@ import pytest
 
 import tolerances
 from checkpoints import write_checkpoint
-from edgeship import build, cli
+from edgeship import cli
 from edgeship.evaluate import plot
 from edgeship.evaluate.plot import Axis, Point, write_plot
-from edgeship.progress import Silent
-from exports import FLOAT32, recipe
+from exports import FLOAT32, built, recipe
 
 INT4 = {"body": "int4", "embeddings": "int4", "head": "int4"}
 
@@ -26,10 +25,7 @@ def artifacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A directory with `float`, `int8` and `int4` in it, all in ONNX."""
     out = tmp_path_factory.mktemp("artifacts")
     for name, scheme in (("float", FLOAT32), ("int8", {**INT4, "body": "int8"}), ("int4", INT4)):
-        build.export(
-            recipe(name, scheme=scheme), checkpoint=checkpoint, out=out, formats=("onnx",), max_ram=1 << 30,
-            force=False, progress=Silent(),
-        )  # fmt: skip
+        built(recipe(name, scheme=scheme), out, checkpoint=checkpoint)
     return out
 
 
@@ -80,13 +76,11 @@ def test_a_gguf_file_and_an_artifact_of_both_formats(
     checkpoint: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make llamacpp)")
-    made = build.export(
-        recipe("both", formats=("onnx", "gguf")), checkpoint=checkpoint, out=tmp_path, formats=("onnx", "gguf"),
-        max_ram=1 << 30, force=False, progress=Silent(),
-    )  # fmt: skip
-    (file,) = (made.artifact / "gguf").glob("*.gguf")
+    formats = ("onnx", "gguf")
+    artifact = built(recipe("both", formats=formats), tmp_path, formats, checkpoint=checkpoint)
+    (file,) = (artifact / "gguf").glob("*.gguf")
     code, out, _ = run(
-        capsys, made.artifact, file, "--reference", checkpoint, "--text", text, "--tokens", 256, "--window", 64,
+        capsys, artifact, file, "--reference", checkpoint, "--text", text, "--tokens", 256, "--window", 64,
         "--greedy", 0, "--json",
     )  # fmt: skip
     assert code == 0

@@ -22,7 +22,7 @@ from edgeship.progress import Silent
 from edgeship.recipe_file import read_recipe
 from edgeship_runtime.manifest import read_manifest
 from edgeship_runtime.verify import verify
-from exports import recipe
+from exports import built, recipe
 
 INT4 = {"body": "int4", "embeddings": "int4", "head": "int4"}
 BOTH = ("onnx", "gguf")
@@ -46,11 +46,8 @@ def export(
     """Export and return the manifest's recipe; `accept` is laid over the text and its tokens."""
     accept = {"text": str(text), "tokens": 512, **fields.pop("accept")}
     fields = {"scheme": INT4, "formats": formats, "accept": accept, **fields}
-    made = build.export(
-        recipe(**fields), checkpoint=checkpoint, out=out, formats=formats, max_ram=1 << 30, force=False,
-        progress=Silent(),
-    )  # fmt: skip
-    return dict(read_manifest(made.artifact / formats[0]).recipe)
+    artifact = built(recipe(**fields), out, formats, checkpoint=checkpoint)
+    return dict(read_manifest(artifact / formats[0]).recipe)
 
 
 @pytest.fixture(scope="module")
@@ -255,22 +252,15 @@ class TestVerify:
         assert a == b
 
     def test_a_calibrated_export_has_it_without_a_limit(self, checkpoint: Path, text: Path, tmp_path: Path) -> None:
-        build.export(
-            recipe(
-                scheme={**INT4, "algorithm": "rtn-search"},
-                calibration={"text": str(text), "tokens": 128, "sequence": 64},
-            ),
-            checkpoint=checkpoint, out=tmp_path, formats=("onnx",), max_ram=1 << 30, force=False, progress=Silent(),
-        )  # fmt: skip
+        calibration = {"text": str(text), "tokens": 128, "sequence": 64}
+        searched = recipe(scheme={**INT4, "algorithm": "rtn-search"}, calibration=calibration)
+        built(searched, tmp_path, checkpoint=checkpoint)
         verdict = verify(tmp_path / "case" / "onnx", threads=1)
         assert verdict.agreement is not None
         assert verdict.agreement.float_model is not None
 
     def test_an_export_without_limits_writes_none(self, checkpoint: Path, tmp_path: Path) -> None:
-        build.export(
-            recipe(scheme=INT4), checkpoint=checkpoint, out=tmp_path, formats=("onnx",), max_ram=1 << 30, force=False,
-            progress=Silent(),
-        )  # fmt: skip
+        built(recipe(scheme=INT4), tmp_path, checkpoint=checkpoint)
         manifest = read_manifest(tmp_path / "case" / "onnx")
         assert "acceptance/fidelity.json" not in manifest.files
         assert "fidelity" not in manifest.recipe

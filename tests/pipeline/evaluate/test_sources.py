@@ -11,7 +11,6 @@ import pytest
 
 import tolerances
 from checkpoints import write_checkpoint
-from edgeship import build
 from edgeship.evaluate import sources
 from edgeship.evaluate.sources import (
     EngineLogits,
@@ -23,10 +22,9 @@ from edgeship.evaluate.sources import (
     prompts,
 )
 from edgeship.evaluate.windows import Windows
-from edgeship.progress import Silent
 from edgeship_runtime.engines import open_engine
 from edgeship_runtime.manifest import read_manifest
-from exports import FLOAT32, export, recipe
+from exports import FLOAT32, built, export, recipe
 from reference_models import opened
 
 VOCAB = 320
@@ -74,11 +72,8 @@ def test_llama_at_many_positions_at_once_is_its_engine_token_by_token(
     checkpoint: Path, windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make llamacpp)")
-    made = build.export(
-        recipe(scheme=FLOAT32, formats=("gguf",)), checkpoint=checkpoint, out=tmp_path, formats=("gguf",),
-        max_ram=1 << 30, force=False, progress=Silent(),
-    )  # fmt: skip
-    directory = made.artifact / "gguf"
+    made = recipe(scheme=FLOAT32, formats=("gguf",))
+    directory = built(made, tmp_path, ("gguf",), checkpoint=checkpoint) / "gguf"
     engine = open_engine(directory, read_manifest(directory), context=windows.length, threads=1)
     with closing(engine):
         one_by_one = EngineLogits(engine, windows).rows(0, windows.positions)

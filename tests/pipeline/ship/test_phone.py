@@ -30,6 +30,7 @@ from edgeship.ship.nfc_tables import nfc_tables
 from edgeship.ship.teller import Silent
 from edgeship.ship.transports.adb import AdbTransport
 from edgeship.ship.wheels import collect_pure, read_wheels
+from exports import export_tiny
 from phone_bundles import BENCH, DOCTOR, PHONE, VERIFY, make_phone_bundle, write_runner
 from tiny_bundle import QUICK
 
@@ -39,10 +40,7 @@ UNAME = "#!/bin/sh\ncase $1 in -m) echo aarch64 ;; -o) echo Android ;; *) echo L
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("artifacts")
-    made = ["export", "tiny-int4", "--algorithm", "rtn", "--format", "gguf", "--out", str(out), "--json"]
-    assert cli.run(made) == 0
-    return out / "tiny-int4"
+    return export_tiny(tmp_path_factory.mktemp("artifacts"), "gguf")
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from chromium import WIDTHS, chromium, opened
-from edgeship.cli import app
+from exports import export_tiny
 from served import Served, serving
 from toy_gguf import needs_llamacpp
 
@@ -18,10 +17,7 @@ from toy_gguf import needs_llamacpp
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the artifact, both formats in it."""
-    out = tmp_path_factory.mktemp("served")
-    done = CliRunner().invoke(app, ["export", "tiny-int4", "--algorithm", "rtn", "--out", str(out)])
-    assert done.exit_code == 0, done.output
-    return out / "tiny-int4"
+    return export_tiny(tmp_path_factory.mktemp("served"), "onnx", "gguf")
 
 
 @pytest.fixture(scope="session", params=["onnx", pytest.param("gguf", marks=needs_llamacpp)])

@@ -1,4 +1,4 @@
-"""What tests here share: a board and a small bundle for it, no waiting before a step is tried again; a served site."""
+"""What tests here share: an artifact, a board and a bundle for it, no waiting before a step is tried again, a site."""
 
 from __future__ import annotations
 
@@ -45,16 +45,17 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def web_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_acceptance(write_toy(tmp_path_factory.mktemp("artifacts") / "toy/onnx"))
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy model with its acceptance, in a directory of all its formats, of which there is one."""
+    return write_acceptance(write_toy(tmp_path_factory.mktemp("artifacts") / "toy/onnx")).parent
 
 
 @pytest.fixture(scope="module")
-def web_bundle(web_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def web_bundle(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bundles")
     phone = catalog.find_device("phone-web")
     app = write_app(root / "app")
-    return make_web_bundle(web_artifact, phone, None, root / "out", app=app, kind=None, progress=Silent()).path
+    return make_web_bundle(artifact, phone, None, root / "out", app=app, kind=None, progress=Silent()).path
 
 
 @pytest.fixture
@@ -85,9 +86,10 @@ def ask(site: Site, tmp_path: Path) -> Callable[..., httpx.Response]:
 
 
 @pytest.fixture(scope="module")
-def told(web_artifact: Path, web_bundle: Path) -> dict[str, Any]:
+def told(artifact: Path, web_bundle: Path) -> dict[str, Any]:
     """What a page sends: the verdict and measurement are those of the runtime, which has their form."""
-    manifest = json.loads((web_artifact / "edgeship.json").read_bytes())
+    sealed = artifact / "onnx"
+    manifest = json.loads((sealed / "edgeship.json").read_bytes())
     return {
         "schema": 1,
         "device": "phone-web",
@@ -104,6 +106,6 @@ def told(web_artifact: Path, web_bundle: Path) -> dict[str, Any]:
             "threads": 2,
             "adapter": None,
         },
-        "verify": json.loads(json.dumps(verify(web_artifact).to_json())),
-        "bench": measure(web_artifact, prompt_tokens=8, decode_tokens=4, repeats=1, threads=1).to_json(),
+        "verify": json.loads(json.dumps(verify(sealed).to_json())),
+        "bench": measure(sealed, prompt_tokens=8, decode_tokens=4, repeats=1, threads=1).to_json(),
     }

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from acceptance_files import write_acceptance
 from bundles import PIP, write_fake_wheel
 from edgeship import catalog
 from edgeship.cli import run
@@ -30,11 +29,6 @@ from toy_artifact import write_toy
 
 PI = catalog.find_device("raspberry-pi-5-8gb")
 Make = Callable[..., Bundle]
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_acceptance(write_toy(tmp_path_factory.mktemp("artifacts") / "toy/onnx")).parent
 
 
 @pytest.fixture

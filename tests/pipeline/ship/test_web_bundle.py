@@ -31,11 +31,6 @@ PHONE = catalog.find_device("phone-web")
 Make = Callable[..., Bundle]
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_acceptance(write_toy(tmp_path_factory.mktemp("artifacts") / "toy/onnx")).parent
-
-
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
     return write_app(tmp_path / "app")

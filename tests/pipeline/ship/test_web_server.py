@@ -56,9 +56,9 @@ def test_nothing_outside(ask: Ask, path: str) -> None:
     assert answer.status_code == 404
 
 
-def test_a_file_beside_those_named_is_not_served(web_artifact: Path, tmp_path: Path) -> None:
+def test_a_file_beside_those_named_is_not_served(artifact: Path, tmp_path: Path) -> None:
     phone, app = catalog.find_device("phone-web"), write_app(tmp_path / "app")
-    made = make_web_bundle(web_artifact, phone, None, tmp_path / "out", app=app, kind=None, progress=Silent())
+    made = make_web_bundle(artifact, phone, None, tmp_path / "out", app=app, kind=None, progress=Silent())
     (made.path / "key.pem").write_text("secret")
     served = web_app(read_site(made.path), lambda report: "")
 
@@ -179,9 +179,9 @@ def damage_device(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_size, damage_missing, damage_link, damage_kind, damage_name, damage_device])
-def test_a_bundle_that_is_not_whole(web_artifact: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_bundle_that_is_not_whole(artifact: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     phone, app = catalog.find_device("phone-web"), write_app(tmp_path / "app")
-    made = make_web_bundle(web_artifact, phone, None, tmp_path / "out", app=app, kind=None, progress=Silent())
+    made = make_web_bundle(artifact, phone, None, tmp_path / "out", app=app, kind=None, progress=Silent())
     damage(made.path)
     with pytest.raises(ArtifactError) as caught:
         read_site(made.path)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from edgeship import build, catalog
+from edgeship import catalog
 from edgeship.errors import EdgeshipError
 from edgeship.progress import Silent
-from edgeship.recipe import with_algorithm
 from edgeship.ship.web_app import App, find_app
 from edgeship.ship.web_bundle import make_web_bundle
+from exports import export_tiny
 
 ENGINES = {"onnx": "ort", "gguf": "llamacpp"}
 
@@ -40,16 +40,7 @@ def app() -> App:
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in both formats."""
-    made = build.export(
-        with_algorithm(catalog.find("tiny-int4"), "rtn"),
-        checkpoint=None,
-        out=tmp_path_factory.mktemp("artifacts"),
-        formats=("onnx", "gguf"),
-        max_ram=1 << 30,
-        force=False,
-        progress=Silent(),
-    )
-    return made.artifact
+    return export_tiny(tmp_path_factory.mktemp("artifacts"), "onnx", "gguf")
 
 
 @pytest.fixture(scope="session")

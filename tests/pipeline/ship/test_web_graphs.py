@@ -10,11 +10,9 @@ import onnxruntime
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
-from edgeship import build, catalog
-from edgeship.progress import Silent
-from edgeship.recipe import with_algorithm
 from edgeship.ship.half_graph import half_graph
 from edgeship.ship.tiled_graph import tiled_graph
+from exports import export_tiny
 from tolerances import HALF_RMS_STD, TILED_LOGITS
 from toy_artifact import write_toy
 
@@ -24,16 +22,7 @@ IDS = list(range(5, 45))
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with both graphs in one folder."""
-    made = build.export(
-        with_algorithm(catalog.find("tiny-int4"), "rtn"),
-        checkpoint=None,
-        out=tmp_path_factory.mktemp("artifacts"),
-        formats=("onnx",),
-        max_ram=1 << 30,
-        force=False,
-        progress=Silent(),
-    )
-    return with_half(made.artifact / "onnx")
+    return with_half(export_tiny(tmp_path_factory.mktemp("artifacts"), "onnx") / "onnx")
 
 
 def with_half(directory: Path) -> Path:

@@ -64,7 +64,7 @@ class Calibration(Frozen):
         return 0 if self.file else RESERVED + 4 * (cache + cache // d.layers + wide + 4 * CHUNK)
 
     def memory(self, decoder: Decoder, algorithm: str) -> int:
-        """Bytes that writing text and choosing codes take at most; measured from 1.5B to 7B: 4 to 14 % less."""
+        """Bytes that writing text and choosing codes take at most; measured from 1.5B to 8B: 3 to 12 % less."""
         d = decoder
         batch, wide = max(BATCH_TOKENS, self.sequence), max(d.feed_forward, d.hidden_size, d.heads * d.head_dim)
         states = 2 * self.tokens * (d.hidden_size + d.heads * d.head_dim)

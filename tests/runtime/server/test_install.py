@@ -301,7 +301,7 @@ class TestSignsOfLife:
         async def live(server: Any) -> None:
             async with server._lifespan(None):
                 await asyncio.sleep(0.2)
-                assert listen(ear)[0] == b"READY=1"
+                assert b"READY=1" in listen(ear)
                 assert b"WATCHDOG=1" in heard
                 monkeypatch.setattr(type(server.service.scheduler), "stuck", property(lambda _: True))
                 await asyncio.sleep(0.1)
@@ -311,7 +311,7 @@ class TestSignsOfLife:
                 assert listen(ear) == []
                 monkeypatch.undo()
                 monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-            assert listen(ear)[-1] == b"STOPPING=1"
+            assert b"STOPPING=1" in listen(ear)  # other servers of this process may be heard, too
 
         with self.hear(tmp_path, monkeypatch) as ear:
             asyncio.run(live(build(Settings(artifacts={"toy": artifact}), log=Log(lambda _: None))))

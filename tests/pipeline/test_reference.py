@@ -90,6 +90,16 @@ def test_a_sequence_does_not_see_the_others(tiny: tuple[Decoder, CheckpointWeigh
     assert np.abs(together[5:12] - alone).max() <= tolerances.REFERENCE_LOGITS * np.abs(alone).max()
 
 
+def test_bits_do_not_depend_on_where_keys_and_values_lie(tiny: tuple[Decoder, CheckpointWeights]) -> None:
+    results = []
+    for capacity in (0, max(len(a + b) for a, b in zip(FIRST, MORE, strict=True)), 100):
+        with Pass(*tiny, sequences=3, capacity=capacity) as run:
+            results.append([all_logits(run, run.extend(tokens)) for tokens in (FIRST, MORE)])
+    for result in results[1:]:
+        for got, want in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 def test_tokens_outside_the_vocabulary_are_refused(tiny: tuple[Decoder, CheckpointWeights]) -> None:
     with Pass(*tiny) as run:
         for token in (-1, 320):

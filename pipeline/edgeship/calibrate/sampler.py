@@ -47,7 +47,7 @@ def sample(
     size = decoder.layers * block_bytes(decoder)
     steps = section.sequence - min(map(len, out))
     progress.start(steps * size, "the model writes calibration text")
-    with Pass(decoder, weights, count) as run:
+    with Pass(decoder, weights, count, capacity=max(map(len, out)) + steps) as run:
         new: Sequence[Sequence[int]] = out
         for step in range(steps):
             hidden = run.extend(new)

@@ -37,14 +37,22 @@ R = TypeVar("R")
 
 @dataclass
 class _Sequence:
-    """One sequence's tokens so far, and its keys and values per layer, float32 `[L, kv_heads, head_dim]`."""
+    """One sequence's tokens so far, and its keys and values per layer, float32 `[L, kv_heads, head_dim]`.
 
+    `room`: where they are kept, `[layers, 2, capacity, kv_heads, head_dim]`; without, each is an array that is replaced.
+    """
+
+    room: Floats | None = None
     length: int = 0
     keys: dict[int, Floats] = field(default_factory=dict)
     values: dict[int, Floats] = field(default_factory=dict)
 
     def store(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
         """Append the new tokens' keys and values of a layer; returns those of all tokens."""
+        if self.room is not None:
+            end = self.length + len(keys)
+            self.room[layer, 0, self.length : end], self.room[layer, 1, self.length : end] = keys, values
+            return self.room[layer, 0, :end], self.room[layer, 1, :end]
         for kept, new in ((self.keys, keys), (self.values, values)):
             kept[layer] = np.concatenate([kept[layer], new]) if layer in kept else new.copy()
         return self.keys[layer], self.values[layer]
@@ -55,11 +63,17 @@ class Pass:
 
     Use it as a context manager: it holds threads. Memory: `threads` chunks of weights, activations of the new tokens,
     and keys and values of all tokens. The same input gives the same bits on the same machine, whatever the threads.
+    `capacity`: tokens that no sequence goes beyond, where many are continued token by token: their keys and values lie
+    in one piece, which goes back to the operating system; of small pieces the allocator keeps most for itself.
     """
 
-    def __init__(self, decoder: Decoder, weights: Weights, sequences: int = 1, threads: int | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, weights: Weights, sequences: int = 1, threads: int | None = None, capacity: int = 0
+    ) -> None:
         self.decoder, self.weights = decoder, weights
-        self._sequences = [_Sequence() for _ in range(sequences)]
+        shape = (sequences, decoder.layers, 2, capacity, decoder.kv_heads, decoder.head_dim)
+        rooms = np.empty(shape, np.float32) if capacity else [None] * sequences
+        self._sequences = [_Sequence(room) for room in rooms]
         self._shapes = {role.key: role.shape for role in decoder.roles()}
         self._threads = threads or min(THREADS, os.cpu_count() or 1)
         self._held = ExitStack()

@@ -39,7 +39,7 @@ R = TypeVar("R")
 class _Sequence:
     """One sequence's tokens so far, and its keys and values per layer, float32 `[L, kv_heads, head_dim]`.
 
-    `room`: where they are kept, `[layers, 2, capacity, kv_heads, head_dim]`; without, each is an array that is replaced.
+    `room`: where they are kept, `[layers, 2, capacity, kv_heads, head_dim]`; without, in arrays that are replaced.
     """
 
     room: Floats | None = None

@@ -151,8 +151,13 @@ def _of_importance(plan: Plan) -> Iterator[Conflict]:
                 f"{name} ({_parts(plan, tensors)}) is rounded to nearest and would ignore it; "
                 f"set group_size 32, or remove imatrix",
             )
-    if all(not t.encoding.quantized or t.encoding.bits == 8 for t in plan.stored()):
+    if _nothing_guided(plan):
         yield "imatrix", "none of the recipe's types makes use of one; remove it"
+
+
+def _nothing_guided(plan: Plan) -> bool:
+    """Whether no tensor is stored in a type that an importance matrix has a say in."""
+    return all(not t.encoding.quantized or t.encoding.bits == 8 for t in plan.stored())
 
 
 def _of_calibration(plan: Plan) -> Iterator[Conflict]:
@@ -172,6 +177,8 @@ def _of_calibration(plan: Plan) -> Iterator[Conflict]:
             "rounding to nearest looks at no text; set scheme.algorithm (rtn-search, gptq), or remove "
             "calibration (only `edgeship imatrix` reads it)",
         )
+    elif section is not None and algorithm == "rtn" and not plan.recipe.scheme.mixed and _nothing_guided(plan):
+        yield "calibration", "none of the recipe's types makes use of it; remove it (only `edgeship imatrix` reads it)"
     if algorithm == "rtn":
         return
     if section is None:

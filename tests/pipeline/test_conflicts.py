@@ -128,6 +128,14 @@ def test_an_importance_matrix_that_nothing_uses(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("scheme", [{"mix": "Q8_0"}, {"mix": "BF16"}])
+def test_calibration_text_that_nothing_uses(scheme: dict[str, Any]) -> None:
+    (conflict,) = plan(["gguf"], scheme, calibration={"sequence": 32}).conflicts
+    assert conflict.startswith("calibration: none of the recipe's types makes use of it; remove it")
+    assert plan(["gguf"], {"mix": "Q4_K_M"}, calibration={"sequence": 32}).conflicts == ()
+    assert plan(["gguf"], {"algorithm": "gptq", "body": "int8"}, calibration={"sequence": 32}).conflicts == ()
+
+
 def test_each_format_stays_under_the_limit() -> None:
     size = plan(["onnx", "gguf"], {}).footprints
     between = (size["onnx"].size_bytes + size["gguf"].size_bytes) / 2e6

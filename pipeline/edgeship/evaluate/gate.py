@@ -95,7 +95,8 @@ def _refusal(plan: Plan, accept: Accept, found: Fidelity, problems: list[str], r
         cost = format_size(sum(each.nbytes for each in chosen))
         count = sum(len(each.keys) for each in chosen)
         hint = (
-            f"accept.repair: true raises {count} tensors for about {cost} more; or choose larger types, or allow more"
+            f"accept.repair: true raises {count} tensors for about {cost} more, and others until it is accepted; "
+            "or choose larger types, or allow more"
         )
     return FidelityError(
         f"{plan.recipe.name}: {'; '.join(problems)}. The artifact was not sealed.{listed}",

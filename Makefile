@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-web test-device check format docs wheel bench bench-gguf bench-fidelity bench-calibration bench-plan bench-prefix bench-schema bench-serve bench-batching bench-overhead bench-web train clean
+.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-web test-android runner-android test-device check format docs wheel bench bench-gguf bench-decode bench-fidelity bench-calibration bench-plan bench-prefix bench-schema bench-serve bench-batching bench-overhead bench-web train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -169,6 +169,9 @@ bench-gguf: .venv/.test .venv/.llamacpp ## both formats beside llama.cpp's conve
 # Also GPTQ at size: make bench-exporters CHECKPOINT=... BENCH="--sides native-gptq olive-gptq --no-loss"
 bench-exporters: .venv/.test ## our exporter beside Olive and Optimum: size, loss, seconds, peak: CHECKPOINT=...
 	@$(BIN)/python tests/bench/compare_exporters.py $(or $(CHECKPOINT),$(wildcard .cache/small20m),pipeline/edgeship/tiny/checkpoint) $(BENCH)
+
+bench-decode: .venv/.test .venv/.llamacpp ## decoding one GGUF file beside llama-cpp-python's API (and BENCH="--bench LLAMA_BENCH"): ARTIFACT=...
+	@$(BIN)/python tests/bench/compare_decode.py $(wildcard $(ARTIFACT)/gguf/*.gguf) $(BENCH)
 
 bench-fidelity: .venv/.test .venv/.llamacpp ## what each scheme loses, on a model of 20 M weights (trained first: some fifteen minutes)
 	@test -f .cache/small20m/config.json || PYTHONPATH=tests $(BIN)/python tests/bench/train_model.py .cache/small20m

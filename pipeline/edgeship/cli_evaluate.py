@@ -62,7 +62,7 @@ def evaluate(
     from edgeship.progress import progress_for
 
     if plot is not None:
-        plots.require()
+        plots.require(plot)
     found = measure(
         artifacts,
         reference,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -9,7 +10,7 @@ from math import ceil, floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeship.errors import ArtifactError, DependencyError
+from edgeship.errors import ArtifactError, DependencyError, UsageError
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -52,8 +53,13 @@ class Axis:
         return [t for t in ticks if self.low * 0.999 <= t <= self.high * 1.001]
 
 
-def require() -> None:
-    """Raises DependencyError where Pillow is missing: looked for before anything long."""
+def require(path: Path) -> None:
+    """Raises UsageError where no PNG can be at `path`, DependencyError without Pillow: before anything long."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--plot: expected a file named *.png, found {path}.", hint="the plot is a PNG")
+    above = next(each for each in path.absolute().parents if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK) or path.is_dir():
+        raise UsageError(f"--plot: no file can be written at {path}.", hint="give one in a directory of yours")
     try:
         import PIL.Image  # noqa: F401
     except ImportError:
@@ -64,8 +70,8 @@ def require() -> None:
 
 
 def write_plot(points: Sequence[Point], path: Path) -> None:
-    """Write the PNG of one point at least; raises DependencyError without Pillow, ArtifactError where it cannot be."""
-    require()
+    """Write the PNG of one point at least; raises as `require` does, and ArtifactError where it cannot be written."""
+    require(path)
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 from pathlib import Path
@@ -141,10 +142,23 @@ def test_without_pillow_it_is_said_before_the_work(
     assert "float model" not in err
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("plot.svg", r"expected a file named \*\.png"), ("file/plot.png", "no file can be written at")]
+)
+def test_a_plot_that_cannot_be_is_refused_before_the_work(
+    name: str, said: str, artifacts: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = run(capsys, artifacts / "int4", "--reference", checkpoint, "--plot", str(tmp_path / name))
+    assert code == 2
+    assert re.search(said, err)
+    assert "float model" not in err
+
+
 def test_a_plot_where_nothing_can_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "plot.png").symlink_to("/dev/full")
     with pytest.raises(Exception, match="cannot be written") as caught:
-        write_plot([Point("a", 1.0, 0.1)], tmp_path / "file" / "plot.png")
+        write_plot([Point("a", 1.0, 0.1)], tmp_path / "plot.png")
     assert getattr(caught.value, "exit_code", 0) == 8
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edgeship.exporters import packages
 from edgeship.exporters.environment import MARKER, Environment
 
 TESTS = Path(__file__).parent
@@ -32,7 +33,7 @@ def stand_in(root: Path, name: str, monkeypatch: pytest.MonkeyPatch, **how: Any)
     text = PROGRAM.format(python=sys.executable, path=[str(TESTS), *sys.path], how=how)
     environment.python.write_text(text, encoding="utf-8")
     environment.python.chmod(0o755)
-    (environment.directory / MARKER).write_text(json.dumps({"requirements": environment.digest}))
+    (environment.directory / MARKER).write_text(json.dumps({"packages": packages.digest(name)}))
     monkeypatch.setenv("EDGESHIP_EXPORTERS", str(root))
     return environment
 

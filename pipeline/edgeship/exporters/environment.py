@@ -1,17 +1,18 @@
-"""The environment an exporter runs in: a virtual environment of its own, whose versions would not live beside ours.
+"""The environment an exporter runs in: a virtual environment of its own, whose versions need not live beside others.
 
-It is made once by `edgeship install-exporter NAME`, under $EDGESHIP_EXPORTERS or the user's cache directory. Workers
-are run in it by path, as processes that open no connection: a request goes in as a file, and lines of JSON come back.
+It is made once by `edgeship install-exporter NAME`, under $EDGESHIP_EXPORTERS or the user's cache directory; without
+it, an edgeship that was installed with the extra of that name runs the exporter with its own Python. Workers are run by
+path, as processes that open no connection: a request goes in as a file, and lines of JSON come back.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -26,11 +27,12 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from edgeship.errors import ArtifactError, DependencyError, ExporterError, ResourceError, UsageError
+from edgeship.exporters import packages
 from edgeship.fields import did_you_mean, found
 from edgeship.progress import Progress
 
 HERE = Path(__file__).parent
-REQUIREMENTS = HERE / "requirements"
+NAMES = ("olive", "optimum")
 MARKER = "edgeship.json"  # written last: an environment without it was never finished
 TAIL = 12  # lines of a worker's own output that an error shows
 LINE = 1 << 20  # characters of one line from a worker
@@ -47,43 +49,39 @@ OFFLINE = {
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment for the exporter `name`."""
+    """A virtual environment for the exporter `name`, or the one that edgeship itself runs in."""
 
     name: str
     directory: Path
+    shared: bool = False  # with edgeship
 
     @property
     def python(self) -> Path:
-        return self.directory / "bin" / "python"
-
-    @property
-    def digest(self) -> str:
-        """Identifies the packages it has to hold."""
-        return hashlib.sha256((REQUIREMENTS / f"{self.name}.txt").read_bytes()).hexdigest()
+        return Path(sys.executable) if self.shared else self.directory / "bin" / "python"
 
     @property
     def ready(self) -> bool:
         """Whether it was installed whole, with the packages that are wanted now."""
+        if self.shared:
+            return True
         try:
             marker = json.loads((self.directory / MARKER).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return bool(marker == {"requirements": self.digest}) and self.python.exists()
-
-
-def names() -> list[str]:
-    """The exporters that run in an environment of their own."""
-    return sorted(path.stem for path in REQUIREMENTS.glob("*.txt"))
+        return bool(marker == {"packages": packages.digest(self.name)}) and self.python.exists()
 
 
 def find(name: str) -> Environment:
     """The environment of an exporter, made or not. Raises UsageError for a name that is none."""
-    if name not in names():
-        text = f"expected one of {', '.join(names())}, found {found(name)}{did_you_mean(name, names())}."
+    if name not in NAMES:
+        text = f"expected one of {', '.join(NAMES)}, found {found(name)}{did_you_mean(name, NAMES)}."
         raise UsageError(text, hint="native needs no environment")
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = os.environ.get("EDGESHIP_EXPORTERS") or Path(cache) / "edgeship" / "exporters"
-    return Environment(name, Path(root).absolute() / name)
+    own = Environment(name, Path(root).absolute() / name)
+    if not own.ready and packages.installed_here(name):
+        return Environment(name, Path(sys.prefix), shared=True)
+    return own
 
 
 def require(name: str) -> Environment:
@@ -99,11 +97,13 @@ def require(name: str) -> Environment:
 
 
 def install(name: str, progress: Progress) -> Environment:
-    """Make the environment of an exporter, or leave it where it is whole. Raises DependencyError where pip fails.
+    """Make the environment of an exporter, or leave what is whole as it is. Raises DependencyError where pip fails.
 
     An unfinished one, or one of other versions, is replaced.
     """
     environment = find(name)
+    if environment.shared:
+        return environment
     directory = environment.directory
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def install(name: str, progress: Progress) -> Environment:
             progress.start(0, f"install {name}: torch and the like, some minutes")
             venv.create(directory, with_pip=True, symlinks=True)
             _pip(environment)
-            marker = json.dumps({"requirements": environment.digest})
+            marker = json.dumps({"packages": packages.digest(name)})
             (directory / MARKER).write_text(marker + "\n", encoding="utf-8")
             progress.finish()
     except Timeout:
@@ -131,7 +131,7 @@ def install(name: str, progress: Progress) -> Environment:
 def _pip(environment: Environment) -> None:
     command = [str(environment.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     ended = subprocess.run(
-        [*command, "--requirement", str(REQUIREMENTS / f"{environment.name}.txt")],
+        [*command, *packages.packages(environment.name)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -156,7 +156,13 @@ def run(environment: Environment, worker: str, request: Mapping[str, Any], progr
         asked.write_text(json.dumps(request), encoding="utf-8")
         with log.open("wb") as errors:
             process = subprocess.Popen(
-                [str(environment.python), "-I", str(HERE / "workers" / "run.py"), worker, str(asked)],
+                [
+                    str(environment.python),
+                    "-P" if environment.shared else "-I",
+                    str(HERE / "workers" / "run.py"),
+                    worker,
+                    str(asked),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=None if os.environ.get("EDGESHIP_DEBUG") else errors,

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgeship.errors import ArtifactError, DependencyError, EdgeshipError, ExporterError, ResourceError, UsageError
-from edgeship.exporters import environment
+from edgeship.exporters import EXPORTERS, environment, packages
 from edgeship.progress import Silent
 from exporter_standin import asked, stand_in
+
+ROOT = Path(__file__).parents[3]
 
 
 class Notes(Silent):
@@ -33,12 +37,43 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "environments"
 
 
-def test_each_exporter_has_pinned_requirements() -> None:
-    assert environment.names() == ["olive", "optimum"]
-    for name in environment.names():
-        lines = (environment.REQUIREMENTS / f"{name}.txt").read_text().splitlines()
-        packages = [line for line in lines if not line.startswith("#")]
-        assert all("==" in line for line in packages if line != "requests")
+def test_each_exporter_is_an_extra_of_pinned_packages() -> None:
+    assert set(environment.NAMES) == {*EXPORTERS}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in environment.NAMES:
+        assert {*packages.packages(name)} == {line.replace("_", "-") for line in extras[name]}
+        assert all("==" in line for line in packages.packages(name) if line != "requests")
+
+
+def test_an_edgeship_without_the_extra_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages.metadata, "requires", lambda name: ["numpy>=1.26", 'torch==2.13.0; extra == "train"'])
+    packages.packages.cache_clear()
+    with pytest.raises(DependencyError, match="extra of this name"):
+        environment.find("olive")
+    packages.packages.cache_clear()
+
+
+def test_the_extra_in_this_environment_serves_where_there_is_no_own(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages.metadata, "version", lambda name: versions.get(name, "0"))
+    versions = dict(line.partition("==")[::2] for line in packages.packages("optimum"))
+    found = environment.find("optimum")
+    assert found.shared
+    assert (found.python, found.directory) == (Path(sys.executable), Path(sys.prefix))
+    assert environment.require("optimum") == environment.install("optimum", Silent()) == found
+    assert not environment.find("olive").shared
+    versions["onnx"] = "1.0"
+    assert not environment.find("optimum").shared
+    versions["onnx"] = "1.23.2"
+    made = stand_in(root, "optimum", monkeypatch)
+    assert environment.find("optimum") == made
+
+
+def test_a_worker_in_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, notes = environment.Environment("optimum", Path(sys.prefix), shared=True), Notes()
+    with pytest.raises(ExporterError, match="No module named 'absent_worker'"):
+        environment.run(here, "absent_worker", {}, notes)
 
 
 def test_a_missing_one_is_refused_with_its_command() -> None:
@@ -50,7 +85,7 @@ def test_a_missing_one_is_refused_with_its_command() -> None:
 def test_one_of_other_versions_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = stand_in(root, "olive", monkeypatch)
     assert environment.require("olive") == made
-    (made.directory / environment.MARKER).write_text('{"requirements": "old"}')
+    (made.directory / environment.MARKER).write_text('{"packages": "old"}')
     with pytest.raises(DependencyError, match="other versions"):
         environment.require("olive")
 
@@ -98,7 +133,7 @@ def test_it_is_installed_once(fake: FakePip, root: Path) -> None:
     assert not (root / "optimum" / "rest").exists()
     environment.install("optimum", Silent())
     (command,) = fake.commands
-    assert command[-2:] == ["--requirement", str(environment.REQUIREMENTS / "optimum.txt")]
+    assert "optimum==2.1.0" in command
 
 
 def test_where_pip_fails_nothing_is_left(fake: FakePip, root: Path) -> None:

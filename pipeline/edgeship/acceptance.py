@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -65,12 +66,18 @@ class _Case:
     ended: bool = False
 
 
-def write_chats(directory: Path, template: ChatTemplate | None, tokenizer: Tokenizer) -> Path:
+def write_chats(
+    directory: Path, template: ChatTemplate | None, tokenizer: Tokenizer, ends: Mapping[str, int] | None = None
+) -> Path:
     """Write `acceptance/chats.json`: every conversation through the template, and its token ids.
 
-    A conversation that the template refuses is kept with its error; without a template there are no cases.
+    A conversation that the template refuses is kept with its error; without a template there are no cases. Where a text
+    holds one of `ends`, plain tokens that llama.cpp makes special ones, its ids by a GGUF's vocabulary are there too.
     """
     cases = [_render(case, template, tokenizer) for case in _cases()["chats"]] if template else []
+    for case in cases if ends else ():
+        if any(end in case.get("rendered", "") for end in ends or ()):
+            case["gguf_token_ids"] = _encode_with(ends or {}, case["rendered"], tokenizer)
     return _write(directory / CHATS, {"schema": SCHEMA, "cases": cases})
 
 
@@ -87,6 +94,14 @@ def _render(case: Mapping[str, Any], template: ChatTemplate, tokenizer: Tokenize
     except TemplateError as error:
         return out | {"error": error.message}
     return out | {"rendered": rendered, "token_ids": tokenizer.encode(rendered, add_special_tokens=False).ids}
+
+
+def _encode_with(ends: Mapping[str, int], text: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids where `ends` are special tokens too: what is between them is tokenized by itself."""
+    ids: list[int] = []
+    for part in re.split(f"({'|'.join(map(re.escape, ends))})", text):
+        ids += [ends[part]] if part in ends else tokenizer.encode(part, add_special_tokens=False).ids
+    return ids
 
 
 def prompts(template: ChatTemplate | None, tokenizer: Tokenizer) -> list[Prompt]:

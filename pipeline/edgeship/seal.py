@@ -110,7 +110,7 @@ def _write_acceptance(
             shutil.copyfile(tested / name, directory / name)
         return names
     progress.note("acceptance test: rendering chats, continuing prompts in float32")
-    write_chats(directory, template, text.tokenizer)
+    write_chats(directory, template, text.tokenizer, _ends(plan, text, progress))
     with form.weights(directory) as weights:
         write_golden(
             directory,
@@ -125,6 +125,21 @@ def _write_acceptance(
             progress.note("acceptance test: the float model's predictions")
             write_fidelity(directory, plan.decoder, floats, weights)
     return names
+
+
+def _ends(plan: Plan, text: TextSide, progress: Progress) -> Mapping[str, int]:
+    """What llama.cpp alone takes for the end of an answer; the user is told."""
+    if "gguf" not in plan.formats:
+        return {}
+    from edgeship.formats.gguf.vocabulary import taken_for_ends  # needs the package gguf, which an ONNX export does not
+
+    ends = taken_for_ends(text.tokenizer)
+    for end, number in ends.items():
+        progress.note(
+            f"llama.cpp takes the text {end} (token {number}) for the end of an answer, which the tokenizer does not: "
+            "programs that use the GGUF's own vocabulary may read it so"
+        )
+    return ends
 
 
 def _manifest(form: Format, plan: Plan, source: Checkpoint, text: TextSide, files: Mapping[str, FileEntry]) -> Manifest:

@@ -46,6 +46,8 @@ class ChatCase:
     add_generation_prompt: bool
     rendered: str | None
     token_ids: tuple[int, ...]
+    gguf_token_ids: tuple[int, ...]
+    """By llama.cpp, since it makes special tokens of some plain ones, such as `</s>`; else as `token_ids`."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,13 @@ def read_chats(directory: Path, manifest: Manifest) -> tuple[ChatCase, ...]:
 
 def _read_chat(item: object, top: Fields, path: str, vocab: int) -> ChatCase:
     given = ("name", "messages", "tools", "enable_thinking", "add_generation_prompt")
-    case = top.inner(item, path, given, ("rendered", "token_ids", "error"))
+    case = top.inner(item, path, given, ("rendered", "token_ids", "gguf_token_ids", "error"))
     if "error" in case:
         case.prose("error", limit=_MAX_TEXT)
-        if "rendered" in case or "token_ids" in case:
+        if "rendered" in case or "token_ids" in case or "gguf_token_ids" in case:
             raise case.error("error", "expected either an error or rendered text, found both")
+    ids = () if "error" in case else case.integers("token_ids", 0, vocab - 1, limit=_MAX_TOKENS)
+    other = case.integers("gguf_token_ids", 0, vocab - 1, limit=_MAX_TOKENS) if "gguf_token_ids" in case else ids
     return ChatCase(
         name=case.text("name"),
         messages=case.items("messages", 10_000),
@@ -147,7 +151,8 @@ def _read_chat(item: object, top: Fields, path: str, vocab: int) -> ChatCase:
         enable_thinking=case.flag("enable_thinking") if "enable_thinking" in case else None,
         add_generation_prompt=case.flag("add_generation_prompt"),
         rendered=None if "error" in case else case.prose("rendered", limit=_MAX_TEXT),
-        token_ids=() if "error" in case else case.integers("token_ids", 0, vocab - 1, limit=_MAX_TOKENS),
+        token_ids=ids,
+        gguf_token_ids=other,
     )
 
 

@@ -210,6 +210,20 @@ class TestAnswers:
         found = run("verify", tampered(artifact, tmp_path / "texts", "acceptance/chats.json", raw)).body
         assert found["tokens"] == {"cases": 1000, "equal": 1000}, found["failures"][:3]
 
+    def test_other_ids_by_llamacpp(self, run: Run, artifact: Path, tmp_path: Path) -> None:
+        tokenizer = find_tokenizer(artifact, read_manifest(artifact))
+        assert tokenizer
+        right, case = tokenizer.encode("one"), {"messages": [], "add_generation_prompt": False, "rendered": "one"}
+        ids = [
+            {"token_ids": [3]},
+            {"token_ids": [3], "gguf_token_ids": right},
+            {"token_ids": [3], "gguf_token_ids": [4]},
+        ]
+        cases = [case | each | {"name": f"{i}"} for i, each in enumerate(ids)]
+        raw = json.dumps({"schema": 1, "cases": cases}).encode()
+        found = run("verify", tampered(artifact, tmp_path / "texts", "acceptance/chats.json", raw)).body
+        assert found["tokens"] == {"cases": 3, "equal": 1}
+
     def test_bench(self, run: Run, artifact: Path) -> None:
         asked = ("bench", artifact, "--repeats", 2, "--prompt-tokens", 12, "--decode-tokens", 4, "--threads", 2)
         found = run(*asked).body

@@ -13,13 +13,26 @@ import pytest
 
 import edgeship_runtime
 import tolerances
+from checkpoints import write_checkpoint
 from edgeship import catalog
+from edgeship.progress import Silent
 from edgeship_runtime.verify import verify
-from exports import built
+from exports import FLOAT32, built, recipe
+from qwen_files import TOKENIZER, needs_tokenizer
 from toy_gguf import needs_llamacpp
 
 pytestmark = [pytest.mark.parity, needs_llamacpp]
 NEW_TOKENS = 32
+
+
+class Notes(Silent):
+    """Keeps what the user is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
 
 
 @pytest.fixture(scope="module", params=["tiny-int4", "tiny-int8"])
@@ -76,6 +89,42 @@ def test_the_file_alone_answers_as_the_artifact_does(artifact: Path) -> None:
         assert alone.encode(messages) == whole.encode(messages)
         assert alone.manifest.model.eos_token_ids == tuple(sorted(whole.manifest.model.eos_token_ids))
         assert alone.chat(messages, max_tokens=16).text == whole.chat(messages, max_tokens=16).text
+
+
+def of_llamacpp(artifact: Path, token: int) -> list[str]:
+    """The acceptance texts that llama.cpp alone reads with this token."""
+    cases = json.loads((artifact / "gguf" / "acceptance" / "chats.json").read_text())["cases"]
+    other = [case for case in cases if "gguf_token_ids" in case]
+    assert all(token in case["gguf_token_ids"] and token not in case["token_ids"] for case in other)
+    return [case["name"] for case in other]
+
+
+def test_a_plain_token_that_llamacpp_takes_for_an_end(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint")
+    file = checkpoint / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    token = raw["model"]["vocab"]["</s>"] = raw["model"]["vocab"].pop("ÿ")  # byte 255, which no UTF-8 has
+    file.write_text(json.dumps(raw))
+    notes = Notes()
+    fields = {"scheme": FLOAT32, "formats": ["onnx", "gguf"]}
+    made = built(recipe(**fields), tmp_path / "out", ("onnx", "gguf"), checkpoint=checkpoint, progress=notes)
+    assert of_llamacpp(made, token) == ["special tokens as text"]
+    assert any(f"</s> (token {token})" in text for text in notes.texts)
+    for form in ("onnx", "gguf"):
+        assert verify(made / form, threads=1).failures == ()
+
+
+@needs_tokenizer
+def test_qwens_own_vocabulary(tmp_path: Path) -> None:
+    rows = 151_936
+    ids = {"bos_token_id": 151_643, "eos_token_id": 151_645, "pad_token_id": 151_643}
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", vocab=rows, hidden=32, ff=32, layers=1, **ids)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(TOKENIZER / name, checkpoint / name)
+    made = built(recipe(formats=["gguf"]), tmp_path / "out", ("gguf",), checkpoint=checkpoint)
+    assert of_llamacpp(made, 128_247) == ["special tokens as text"]
+    verdict = verify(made / "gguf", threads=1)
+    assert verdict.failures == ()
 
 
 def test_stock_llama_simple_continues_as_we_do(artifact: Path) -> None:

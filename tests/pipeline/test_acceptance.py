@@ -16,6 +16,7 @@ from checkpoints import CHAT_TEMPLATE
 from edgeship.acceptance import _cases, golden_tokens, prompts, write_chats, write_golden
 from edgeship.archs.base import Decoder
 from edgeship.errors import CheckpointError
+from edgeship.formats.gguf.vocabulary import taken_for_ends
 from edgeship.reference.weights import CheckpointWeights
 from edgeship_runtime.chat import ChatTemplate
 from reference_models import opened
@@ -37,6 +38,22 @@ def chats(directory: Path, template: ChatTemplate | None, tokenizer: Tokenizer) 
     written = json.loads(write_chats(directory, template, tokenizer).read_text())
     assert written["schema"] == 1
     return list(written["cases"])
+
+
+def test_ids_by_llamacpp_where_a_plain_token_is_an_end_to_it(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    raw = json.loads(tokenizer.to_str())
+    raw["model"]["vocab"]["</s>"] = 999
+    plain = Tokenizer.from_str(json.dumps(raw))
+    ends = taken_for_ends(plain)
+    assert ends == {"</s>": 999}
+    written = json.loads(write_chats(tmp_path, ChatTemplate(CHAT_TEMPLATE), plain, ends).read_text())["cases"]
+    plain.add_special_tokens(["</s>"])
+    (case,) = (case for case in written if "gguf_token_ids" in case)
+    assert "</s>" in case["rendered"]
+    assert case["gguf_token_ids"] == plain.encode(case["rendered"], **IDS).ids
+    assert 999 in case["gguf_token_ids"]
+    assert 999 not in case["token_ids"]
+    assert taken_for_ends(plain) == taken_for_ends(tokenizer) == {}
 
 
 def test_the_conversations_cover_what_templates_and_tokenizers_get_wrong() -> None:

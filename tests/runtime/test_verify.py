@@ -157,6 +157,13 @@ class TestFail:
         assert verdict.failures == ("tokens: one: the token ids differ",)
         assert verdict.tokens == verifying.Count(2, 1)
 
+    def test_ids_by_llamacpp_are_not_those_of_the_tokenizer(self, toy: Toy) -> None:
+        def change(value: Any) -> None:
+            case = value["cases"][0]
+            case["gguf_token_ids"], case["token_ids"] = case["token_ids"], [3]
+
+        assert verify(write_acceptance(toy, change_chats(change))).failures == ("tokens: one: the token ids differ",)
+
     def test_another_token(self, toy: Toy) -> None:
         def change(value: Any) -> None:
             place = value["cases"][1]["positions"][3]

@@ -17,6 +17,8 @@ export interface ChatCase {
   /** null: the template refuses this conversation. */
   readonly rendered: string | null;
   readonly tokenIds: readonly number[];
+  /** As tokenIds, but where llama.cpp makes special tokens of plain ones, such as </s>; newer ones do. */
+  readonly ggufTokenIds: readonly number[];
 }
 
 export interface Position {
@@ -52,6 +54,7 @@ export function parseChats(text: string): ChatCase[] {
         addGenerationPrompt: each.flag("add_generation_prompt"),
         rendered: refused ? null : each.text("rendered"),
         tokenIds: refused ? [] : each.wholes("token_ids"),
+        ggufTokenIds: each.value("gguf_token_ids") == null ? [] : each.wholes("gguf_token_ids"),
       };
     });
 }

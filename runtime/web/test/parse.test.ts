@@ -22,6 +22,17 @@ const site = {
 };
 const read = (change: object) => parseSite(JSON.stringify({ ...site, ...change }));
 
+describe("chats.json", () => {
+  const chat = { name: "one", messages: [], add_generation_prompt: true, rendered: "a", token_ids: [1] };
+  const chats = (change: object) => parseChats(JSON.stringify({ schema: 1, cases: [{ ...chat, ...change }] }));
+
+  it("may have other ids by llama.cpp", () => {
+    expect(chats({})[0]).toMatchObject({ tokenIds: [1], ggufTokenIds: [] });
+    expect(chats({ gguf_token_ids: [2] })[0]).toMatchObject({ tokenIds: [1], ggufTokenIds: [2] });
+    expect(() => chats({ gguf_token_ids: ["2"] })).toThrow(/gguf_token_ids/);
+  });
+});
+
 describe("site.json", () => {
   it("is read", () => {
     const found = read({ results: "results" });

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gguf import TokenType
+from tokenizers import Tokenizer
 
 from edgeship.checkpoint.strict_json import parse_object, show
 from edgeship.errors import CheckpointError
@@ -112,6 +113,13 @@ def choose_pre(raw: Mapping[str, Any]) -> str:
     if name is None:
         raise _unknown(f"pre_tokenizer is {_brief(raw.get('pre_tokenizer'))} with ignore_merges {skips}")
     return name
+
+
+def taken_for_ends(tokenizer: Tokenizer) -> dict[str, int]:
+    """Plain tokens that llama.cpp makes special ones, by text: `</s>` of Qwen's vocabulary is the merge of a corpus."""
+    added = tokenizer.get_added_tokens_decoder()
+    ids = {text: tokenizer.token_to_id(text) for text in sorted(END_TOKENS)}
+    return {text: i for text, i in ids.items() if i is not None and i not in added}
 
 
 def _unknown(structure: str) -> CheckpointError:

@@ -167,8 +167,10 @@ std::vector<ChatCase> read_chats(const Manifest & manifest) {
     for (const json & item : top.items("cases", MAX_CASES)) {
         const Fields each = top.inner(item, "cases[" + std::to_string(place++) + "]");
         if (!each.has("error")) {
+            const char * others = each.has("gguf_token_ids") ? "gguf_token_ids" : "token_ids";
             cases.push_back({each.text("name"), each.text("rendered", MAX_TEXT),
-                             each.integers("token_ids", 0, manifest.vocab_size - 1, MAX_TOKENS)});
+                             each.integers("token_ids", 0, manifest.vocab_size - 1, MAX_TOKENS),
+                             each.integers(others, 0, manifest.vocab_size - 1, MAX_TOKENS)});
         }
     }
     return cases;

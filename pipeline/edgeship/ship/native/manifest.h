@@ -25,7 +25,7 @@ Manifest read_manifest(const std::string & path);
 
 struct ChatCase {
     std::string name, rendered;
-    std::vector<int32_t> tokens;
+    std::vector<int32_t> tokens, others;  // others: where llama.cpp makes special tokens of plain ones, as newer ones do
 };
 
 // Conversations whose template gave a text.

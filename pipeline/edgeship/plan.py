@@ -213,8 +213,8 @@ def plan_checkpoint(
         raise PlanError(
             f"{file} is not the model that {recipe.name} describes under `model:`; nothing was written.\n"
             + "\n".join(differences),
-            hint=f"give the checkpoint of {recipe.source.repo}, or write a recipe of your own "
-            f"(`extends: {recipe.name}`) with `model: null`",
+            hint=f"give the checkpoint of {recipe.source.repo}, or write a recipe of your own: a copy of {recipe.name} "
+            "with `model: null`",
         )
     return make_plan(recipe, config, file, chosen)
 

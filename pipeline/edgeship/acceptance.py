@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class _Case:
 
 
 def write_chats(
-    directory: Path, template: ChatTemplate | None, tokenizer: Tokenizer, ends: Mapping[str, int] | None = None
+    directory: Path, template: ChatTemplate | None, tokenizer: Tokenizer, ends: Mapping[str, int] = MappingProxyType({})
 ) -> Path:
     """Write `acceptance/chats.json`: every conversation through the template, and its token ids.
 
@@ -75,9 +76,9 @@ def write_chats(
     holds one of `ends`, plain tokens that llama.cpp makes special ones, its ids by a GGUF's vocabulary are there too.
     """
     cases = [_render(case, template, tokenizer) for case in _cases()["chats"]] if template else []
-    for case in cases if ends else ():
-        if any(end in case.get("rendered", "") for end in ends or ()):
-            case["gguf_token_ids"] = _encode_with(ends or {}, case["rendered"], tokenizer)
+    for case in cases:
+        if any(end in case.get("rendered", "") for end in ends):
+            case["gguf_token_ids"] = _encode_with(ends, case["rendered"], tokenizer)
     return _write(directory / CHATS, {"schema": SCHEMA, "cases": cases})
 
 

@@ -5,9 +5,12 @@ A test that needs one skips where it is not.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+
+from checkpoints import write_checkpoint
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 TOKENIZER = _SHARED / "qwen2-tokenizer"
@@ -16,6 +19,15 @@ TOKENIZER = _SHARED / "qwen2-tokenizer"
 needs_tokenizer = pytest.mark.skipif(
     not (TOKENIZER / "tokenizer.json").exists(), reason="Qwen2's tokenizer is not beside this checkout"
 )
+
+
+def write_model(path: Path) -> Path:
+    """A checkpoint of one narrow layer with the whole vocabulary: 151,936 rows of 32 random numbers."""
+    ids = {"bos_token_id": 151_643, "eos_token_id": 151_645, "pad_token_id": 151_643}
+    write_checkpoint(path, vocab=151_936, hidden=32, ff=32, layers=1, **ids)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(TOKENIZER / name, path / name)
+    return path
 
 
 def vectors() -> list[tuple[str, list[int]]]:

@@ -18,7 +18,7 @@ from edgeship import catalog
 from edgeship.progress import Silent
 from edgeship_runtime.verify import verify
 from exports import FLOAT32, built, recipe
-from qwen_files import TOKENIZER, needs_tokenizer
+from qwen_files import needs_tokenizer, write_model
 from toy_gguf import needs_llamacpp
 
 pytestmark = [pytest.mark.parity, needs_llamacpp]
@@ -116,15 +116,9 @@ def test_a_plain_token_that_llamacpp_takes_for_an_end(tmp_path: Path) -> None:
 
 @needs_tokenizer
 def test_qwens_own_vocabulary(tmp_path: Path) -> None:
-    rows = 151_936
-    ids = {"bos_token_id": 151_643, "eos_token_id": 151_645, "pad_token_id": 151_643}
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", vocab=rows, hidden=32, ff=32, layers=1, **ids)
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        shutil.copyfile(TOKENIZER / name, checkpoint / name)
-    made = built(recipe(formats=["gguf"]), tmp_path / "out", ("gguf",), checkpoint=checkpoint)
+    made = built(recipe(formats=["gguf"]), tmp_path / "out", ("gguf",), checkpoint=write_model(tmp_path / "checkpoint"))
     assert of_llamacpp(made, 128_247) == ["special tokens as text"]
-    verdict = verify(made / "gguf", threads=1)
-    assert verdict.failures == ()
+    assert verify(made / "gguf", threads=1).failures == ()
 
 
 def test_stock_llama_simple_continues_as_we_do(artifact: Path) -> None:

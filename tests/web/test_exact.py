@@ -21,13 +21,13 @@ from edgeship.ship.web_app import App
 from edgeship.ship.web_bundle import make_web_bundle
 from edgeship_runtime.acceptance import DATE_STRING, read_chats, read_golden
 from edgeship_runtime.manifest import read_manifest
+from exports import built, recipe
 from phone import NO_HALF, Phone, phone, serving
+from qwen_files import TOKENIZER, needs_tokenizer, vectors, write_model
 from tolerances import WASM_LOGITS, WASM_TIE_STD, WEBGPU_KL, WEBGPU_RMS_STD, WEBGPU_TIE_STD
 from toy_artifact import write_toy
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(900)]
-
-VECTORS = Path(__file__).resolve().parents[2].parent / "shared" / "qwen2-tokenizer"
 
 
 class Native:
@@ -155,30 +155,46 @@ def test_templates_and_ids_of_the_acceptance_set(words: Phone, artifact: Path) -
         assert words.ask("decode", list(case.token_ids)) is not None
 
 
+@needs_tokenizer
 def test_the_vectors_of_qwens_tokenizer(playwright: Any, app: App, tmp_path: Path) -> None:
-    if not VECTORS.is_dir():
-        pytest.skip(f"{VECTORS} is not there")
     with (
         serving(qwen_site(app, tmp_path), tmp_path / "reports") as host,
         phone(playwright, host.url, tmp_path / "profile") as here,
     ):
         here.open()
         here.install()
-        texts = (VECTORS / "vectors.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
-        lines = (VECTORS / "vectors.out").read_text(encoding="utf-8").split("\n")
-        assert len(texts) > 40
-        for text, line in zip(texts, lines, strict=False):
-            ids = [int(each) for each in line.split()]
+        for text, ids in vectors():
             assert here.ask("encode", text) == ids, text
             assert here.ask("decode", ids) == unicodedata.normalize("NFC", text)
         assert here.complaints == []
+
+
+@needs_tokenizer
+def test_a_gguf_of_qwens_vocabulary(playwright: Any, app: App, tmp_path: Path) -> None:
+    """llama.cpp reads one of the texts in its own way: `</s>` is a plain token."""
+    checkpoint = write_model(tmp_path / "checkpoint")
+    directory = built(recipe(formats=["gguf"]), tmp_path / "artifact", ("gguf",), checkpoint=checkpoint) / "gguf"
+    with (
+        serving(bundle(directory, "llamacpp", app, tmp_path), tmp_path / "reports") as host,
+        phone(playwright, host.url, tmp_path / "profile") as here,
+    ):
+        here.open("?threads=1")
+        here.install()
+        here.ask("load")
+        found = here.ask("verify")
+    assert found["tokens"]["equal"] == found["tokens"]["cases"] > 20, found["failures"]
 
 
 def qwen_site(app: App, folder: Path) -> Path:
     """A site whose artifact has Qwen2's tokenizer; its weights are not asked."""
     directory = write_toy(folder / "toy").directory
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(VECTORS / name, directory / name)
+        shutil.copyfile(TOKENIZER / name, directory / name)
     seal(directory)
+    return bundle(directory, "ort", app, folder)
+
+
+def bundle(directory: Path, engine: str, app: App, folder: Path) -> Path:
+    """The site of an artifact."""
     device = catalog.find_device("phone-web")
-    return make_web_bundle(directory, device, "ort", folder / "out", app=app.path, kind=None, progress=Silent()).path
+    return make_web_bundle(directory, device, engine, folder / "out", app=app.path, kind=None, progress=Silent()).path

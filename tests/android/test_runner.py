@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+import exports
 from edgeship.ship import android_runner
 from edgeship_runtime.manifest import read_manifest
 from edgeship_runtime.tokens import find_tokenizer
 from phones import CPUS, enter, need_namespaces, need_qemu
+from qwen_files import needs_tokenizer, write_model
 from tolerances import RUNNER_LOGIT_ERROR_STD, RUNNER_TIE_STD
 
 from .conftest import Run
@@ -223,6 +225,13 @@ class TestAnswers:
         raw = json.dumps({"schema": 1, "cases": cases}).encode()
         found = run("verify", tampered(artifact, tmp_path / "texts", "acceptance/chats.json", raw)).body
         assert found["tokens"] == {"cases": 3, "equal": 1}
+
+    @needs_tokenizer
+    def test_qwens_vocabulary(self, run: Run, tmp_path: Path) -> None:
+        checkpoint = write_model(tmp_path / "checkpoint")
+        made = exports.built(exports.recipe(formats=["gguf"]), tmp_path / "out", ("gguf",), checkpoint=checkpoint)
+        found = run("verify", made / "gguf").body
+        assert found["tokens"] == {"cases": 23, "equal": 23}, found["failures"]
 
     def test_bench(self, run: Run, artifact: Path) -> None:
         asked = ("bench", artifact, "--repeats", 2, "--prompt-tokens", 12, "--decode-tokens", 4, "--threads", 2)

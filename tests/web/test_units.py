@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeship.ship.web_app import App
+from qwen_files import TOKENIZER
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]
 
@@ -21,9 +22,8 @@ def test_units(app: App, artifact: Path, tmp_path: Path) -> None:
     """`app` is asked for, so that this is skipped where npm cannot build it."""
     folder = tmp_path / "web"
     shutil.copytree(SOURCES, folder, ignore=shutil.ignore_patterns("node_modules", "dist"))
-    vectors = SOURCES.parents[2] / "shared" / "qwen2-tokenizer"
     artifacts = ":".join(str(artifact / form) for form in ("onnx", "gguf"))
-    given = {**os.environ, "EDGESHIP_ARTIFACTS": artifacts, "EDGESHIP_VECTORS": str(vectors)}
+    given = {**os.environ, "EDGESHIP_ARTIFACTS": artifacts, "EDGESHIP_VECTORS": str(TOKENIZER)}
     for command in (INSTALL, ["npx", "--no-install", "vitest", "run"]):
         done = subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout[-3000:]}{done.stderr[-2000:]}"

@@ -88,35 +88,23 @@ class Telemetry:
         except ImportError:
             raise missing_package("prometheus-client", "server", "/metrics") from None
         self._prometheus = prometheus
-        self.registry = registry = prometheus.CollectorRegistry()
+        self.registry = prometheus.CollectorRegistry()
         self._samples: deque[Sample] = deque(maxlen=_KEPT)
         self._failed: deque[bool] = deque(maxlen=_LAST)
         self._lock = threading.Lock()
         self._board: tuple[float, dict[str, Any]] = (-1e9, {})
         self.started = time.time()
-        name = "edgeship_"
-        self._requests = prometheus.Counter(
-            name + "requests", "Requests answered.", ["route", "status"], registry=registry
-        )
-        self._prompt = prometheus.Counter(name + "prompt_tokens", "Tokens of prompts.", ["model"], registry=registry)
+        ours: dict[str, Any] = {"namespace": "edgeship", "registry": self.registry}
+        self._requests = prometheus.Counter("requests", "Requests answered.", ["route", "status"], **ours)
+        self._prompt = prometheus.Counter("prompt_tokens", "Tokens of prompts.", ["model"], **ours)
         self._cached = prometheus.Counter(
-            name + "prompt_tokens_cached", "Prompt tokens found in the KV cache.", ["model"], registry=registry
+            "prompt_tokens_cached", "Prompt tokens found in the KV cache.", ["model"], **ours
         )
-        self._tokens = prometheus.Counter(name + "tokens", "Tokens generated.", ["model"], registry=registry)
-        self._first = prometheus.Histogram(
-            name + "time_to_first_token_seconds",
-            "From a request's arrival to its first token.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._speed = prometheus.Histogram(
-            name + "decode_tokens_per_second",
-            "Tokens a second after the first, of one answer.",
-            ["model"],
-            buckets=_SPEEDS,
-            registry=registry,
-        )
+        self._tokens = prometheus.Counter("tokens", "Tokens generated.", ["model"], **ours)
+        first = "From a request's arrival to its first token."
+        self._first = prometheus.Histogram("time_to_first_token_seconds", first, ["model"], buckets=_SECONDS, **ours)
+        speed = "Tokens a second after the first, of one answer."
+        self._speed = prometheus.Histogram("decode_tokens_per_second", speed, ["model"], buckets=_SPEEDS, **ours)
 
     def watch(self, name: str, text: str, read: Callable[[], float | None]) -> None:
         """Add a gauge that is read when the metrics are, and left out while it is None."""

@@ -10,6 +10,21 @@ from edgeship import build, catalog
 from edgeship.progress import Progress, Silent
 from edgeship.recipe import Recipe, with_algorithm
 
+
+class Listener(Silent):
+    """Keeps what the user is told, and counts the bytes of progress."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.advanced = 0
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def advance(self, n: int, name: str) -> None:
+        self.advanced += n
+
+
 FLOAT32 = {"body": "float32", "embeddings": "float32", "head": "float32"}
 
 

@@ -15,24 +15,13 @@ import edgeship_runtime
 import tolerances
 from checkpoints import write_checkpoint
 from edgeship import catalog
-from edgeship.progress import Silent
 from edgeship_runtime.verify import verify
-from exports import FLOAT32, built, recipe
+from exports import FLOAT32, Listener, built, recipe
 from qwen_files import needs_tokenizer, write_model
 from toy_gguf import needs_llamacpp
 
 pytestmark = [pytest.mark.parity, needs_llamacpp]
 NEW_TOKENS = 32
-
-
-class Notes(Silent):
-    """Keeps what the user is told."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.fixture(scope="module", params=["tiny-int4", "tiny-int8"])
@@ -105,11 +94,11 @@ def test_a_plain_token_that_llamacpp_takes_for_an_end(tmp_path: Path) -> None:
     raw = json.loads(file.read_text())
     token = raw["model"]["vocab"]["</s>"] = raw["model"]["vocab"].pop("ÿ")  # byte 255, which no UTF-8 has
     file.write_text(json.dumps(raw))
-    notes = Notes()
+    notes = Listener()
     fields = {"scheme": FLOAT32, "formats": ["onnx", "gguf"]}
     made = built(recipe(**fields), tmp_path / "out", ("onnx", "gguf"), checkpoint=checkpoint, progress=notes)
     assert of_llamacpp(made, token) == ["special tokens as text"]
-    assert any(f"</s> (token {token})" in text for text in notes.texts)
+    assert any(f"</s> (token {token})" in text for text in notes.notes)
     for form in ("onnx", "gguf"):
         assert verify(made / form, threads=1).failures == ()
 

@@ -17,8 +17,7 @@ from checkpoints import write_checkpoint
 from edgeship import build
 from edgeship.errors import ArtifactError, CheckpointError, PlanError, ResourceError
 from edgeship.partial import PartialExport
-from edgeship.progress import Silent
-from exports import built, export, recipe
+from exports import Listener, built, export, recipe
 
 INTERRUPTED = Path(__file__).parents[1] / "interrupted.py"
 
@@ -69,18 +68,6 @@ def test_a_resumed_export_keeps_finished_tensors_and_says_so(checkpoint: Path, t
     built(recipe(), tmp_path, checkpoint=checkpoint, progress=heard)
     assert any("interrupted export was found" in note and " 0 of" not in note for note in heard.notes), heard.notes
     assert heard.advanced < sum(p.stat().st_size for p in checkpoint.glob("*.safetensors"))
-
-
-class Listener(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.advanced = 0
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def advance(self, n: int, name: str) -> None:
-        self.advanced += n
 
 
 def test_a_partial_export_of_another_recipe_is_not_resumed(

@@ -30,7 +30,7 @@ from edgeship.reference.blocks import hidden_states
 from edgeship.reference.weights import CheckpointWeights
 from edgeship_runtime.gguf import read_header
 from edgeship_runtime.manifest import read_manifest
-from exports import built, recipe
+from exports import Listener, built, recipe
 
 CONFIG = {
     "model_type": "qwen3", "vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 8,
@@ -38,14 +38,6 @@ CONFIG = {
     "rope_theta": 10000.0, "max_position_embeddings": 1024, "tie_word_embeddings": True, "attention_bias": False,
 }  # fmt: skip
 BOTH = ("onnx", "gguf")
-
-
-class Listener(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def planned(formats: tuple[str, ...] = BOTH, calibration: dict[str, Any] | None = None, **mixed: Any) -> Plan:

@@ -277,6 +277,7 @@ BAD_FILES: list[tuple[str, Any, Any, str]] = [
     ("chat", "add_generation_prompt", None, "add_generation_prompt: expected true or false"),
     ("chat", "rendered", None, "rendered: expected text"),
     ("chat", "token_ids", [-1], "token_ids"),
+    ("chat", "gguf_token_ids", [-1], "gguf_token_ids"),
     ("chat", "error", "x", "found both"),
 ]
 

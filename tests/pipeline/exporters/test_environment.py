@@ -17,18 +17,9 @@ from edgeship.errors import ArtifactError, DependencyError, EdgeshipError, Expor
 from edgeship.exporters import EXPORTERS, environment, packages
 from edgeship.progress import Silent
 from exporter_standin import asked, stand_in
+from exports import Listener
 
 ROOT = Path(__file__).parents[3]
-
-
-class Notes(Silent):
-    """Keeps what the user is told."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +61,10 @@ def test_the_extra_in_this_environment_serves_where_there_is_no_own(
     assert environment.find("optimum") == made
 
 
-def test_a_worker_in_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, notes = environment.Environment("optimum", Path(sys.prefix), shared=True), Notes()
+def test_a_worker_in_this_environment() -> None:
+    here = environment.Environment("optimum", Path(sys.prefix), shared=True)
     with pytest.raises(ExporterError, match="No module named 'absent_worker'"):
-        environment.run(here, "absent_worker", {}, notes)
+        environment.run(here, "absent_worker", {}, Silent())
 
 
 def test_a_missing_one_is_refused_with_its_command() -> None:
@@ -162,9 +153,9 @@ def test_a_directory_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_a_worker_gets_the_request_and_its_notes_are_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, notes = stand_in(root, "olive", monkeypatch), Notes()
+    made, notes = stand_in(root, "olive", monkeypatch), Listener()
     assert environment.run(made, "workflow", {"passes": []}, notes) == {"made_with": "a stand-in"}
-    assert notes.texts == ["at work"]
+    assert notes.notes == ["at work"]
     assert asked(made) == [{"passes": [], "module": "workflow", "offline": "1"}]
 
 
@@ -189,10 +180,10 @@ def test_a_worker_that_fails(
 
 
 def test_a_quiet_worker_is_said_to_live(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, notes = stand_in(root, "olive", monkeypatch, sleep=1), Notes()
+    made, notes = stand_in(root, "olive", monkeypatch, sleep=1), Listener()
     monkeypatch.setattr(environment, "QUIET", 0.2)
     environment.run(made, "workflow", {}, notes)
-    assert any(text.startswith("still at work") for text in notes.texts)
+    assert any(text.startswith("still at work") for text in notes.notes)
 
 
 class Impatient(Silent):

@@ -1,7 +1,7 @@
 """Other exporters than our own: each a module satisfying `Exporter`, whose tools run in an environment of their own.
 
-To add one: write its module and worker, an extra of its name in pyproject.toml, a line in `EXPORTERS` and its name in
-`environment.NAMES`.
+To add one: write its module and worker, an extra of its name in pyproject.toml, its fields in `edgeship.exporter`, and
+a line in `EXPORTERS`.
 """
 
 from __future__ import annotations

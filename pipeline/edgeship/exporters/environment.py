@@ -27,12 +27,13 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from edgeship.errors import ArtifactError, DependencyError, ExporterError, ResourceError, UsageError
+from edgeship.exporter import READ_BY
 from edgeship.exporters import packages
 from edgeship.fields import did_you_mean, found
 from edgeship.progress import Progress
 
 HERE = Path(__file__).parent
-NAMES = ("olive", "optimum")
+NAMES = tuple(sorted(READ_BY))
 MARKER = "edgeship.json"  # written last: an environment without it was never finished
 TAIL = 12  # lines of a worker's own output that an error shows
 LINE = 1 << 20  # characters of one line from a worker

@@ -262,6 +262,7 @@ class _Findings:
         with ExitStack() as stack:
             for source, tokenizer in self._tokenizers(stack):
                 for case, text in texts:
+                    # By a GGUF's vocabulary: older releases of llama.cpp read a text as the tokenizer does.
                     right = (case.token_ids, case.gguf_token_ids) if source else (case.token_ids,)
                     if tuple(tokenizer.encode(text)) not in right:
                         wrong.setdefault(case.name, f"the token ids differ{source}")

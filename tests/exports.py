@@ -42,12 +42,20 @@ def built(
     checkpoint: Path | None = None,
     max_ram: int = 1 << 30,
     force: bool = False,
+    fidelity: bool = True,
     progress: Progress | None = None,
 ) -> Path:
     """Export a recipe, its own source unless another is given; returns the directory of all formats."""
     heard = progress or Silent()
     return build.export(
-        recipe, checkpoint=checkpoint, out=out, formats=formats, max_ram=max_ram, force=force, progress=heard
+        recipe,
+        checkpoint=checkpoint,
+        out=out,
+        formats=formats,
+        max_ram=max_ram,
+        force=force,
+        fidelity=fidelity,
+        progress=heard,
     ).artifact
 
 

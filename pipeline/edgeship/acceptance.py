@@ -2,6 +2,7 @@
 
 `acceptance/chats.json` shows whether a runtime's template engine and tokenizer do what this machine's did;
 `acceptance/golden.json` whether its kernels do: the logits are those of a float32 pass over the artifact's own weights.
+What the float model says at the same places is `evaluate.golden`'s.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from tokenizers import Tokenizer
 
 from edgeship.archs.base import Decoder
 from edgeship.errors import CheckpointError
-from edgeship.reference.forward import Pass, top_logits
-from edgeship.reference.weights import Weights
+from edgeship.reference.forward import Pass, Top, top_logits
+from edgeship.reference.weights import Floats, Weights
 from edgeship_runtime.acceptance import CHATS, DATE_STRING, GOLDEN
 from edgeship_runtime.chat import ChatTemplate
 from edgeship_runtime.errors import TemplateError
@@ -33,6 +34,7 @@ SCHEMA = 1
 
 LAST_POSITIONS = 8  # of each prompt, whose logits are kept
 TOP = 5  # logits kept at each position
+SAMPLE = 48  # positions at most where the float model is asked, too: some 6 KB of the artifact
 
 # Passes over all weights cost CPU time that grows with the model; each gives every prompt one more token. At 2.5e9
 # weights the golden cases of 0.5B take about 2 CPU seconds and those of 1.5B about 4, a part of their whole export.
@@ -55,6 +57,24 @@ class Prompt:
 
     name: str
     ids: tuple[int, ...]
+
+
+Place = tuple[int, int]
+"""A position of the golden test: a case's number, and a token's index in its prompt and continuation."""
+
+
+class Sample:
+    """All logits of the artifact's weights at evenly spread places, SAMPLE at most: held against the float model's."""
+
+    def __init__(self, total: int) -> None:
+        """`total`: places that there will be, at most."""
+        self.logits: dict[Place, Floats] = {}  # [V] each
+        self._step, self._seen = max(1, -(-total // SAMPLE)), 0
+
+    def choose(self, count: int) -> list[int]:
+        """Which of the next `count` places belong to it."""
+        first, self._seen = self._seen, self._seen + count
+        return [i for i in range(count) if (first + i) % self._step == 0]
 
 
 @dataclass
@@ -128,22 +148,24 @@ def write_golden(
     context: int,
     tie_tolerance: float,
     threads: int | None = None,
-) -> Path:
+) -> Mapping[Place, Floats]:
     """Write `acceptance/golden.json`: greedy continuations and top logits of a float32 pass over `weights`.
 
     Of `prompts` those are taken that fit into `context` positions with their continuation, and few of a large model's;
-    a token of `stop` ends one. Raises CheckpointError where the model answers with no numbers.
+    a token of `stop` ends one. Returns all logits `[V]` at SAMPLE of the places at most. Raises CheckpointError where
+    the model answers with no numbers.
     """
     size = sum(prod(role.shape) for role in decoder.roles())
     tokens = golden_tokens(size)
     fitting = [p for p in prompts if len(p.ids) + tokens <= context]
     cases = [_Case(p) for p in (fitting[:LARGE_MODEL_PROMPTS] if size >= LARGE_MODEL else fitting)]
+    sample = Sample(sum(places_of(len(case.prompt.ids), tokens) for case in cases))
     with Pass(decoder, weights, len(cases), threads) as run:
         for step in range(tokens):
             if all(case.ended for case in cases):
                 break
-            _advance(run, cases, first=step == 0, stop=stop)
-    return _write(
+            _advance(run, cases, sample, first=step == 0, stop=stop)
+    _write(
         directory / GOLDEN,
         {
             "schema": SCHEMA,
@@ -160,6 +182,12 @@ def write_golden(
             ],
         },
     )
+    return sample.logits
+
+
+def places_of(prompt: int, tokens: int) -> int:
+    """Positions that are kept of a prompt of so many tokens and its continuation, where no token ends it."""
+    return min(LAST_POSITIONS, prompt) + tokens - 1
 
 
 def golden_tokens(weights: int) -> int:
@@ -167,35 +195,42 @@ def golden_tokens(weights: int) -> int:
     return int(min(MOST_TOKENS, max(FEWEST_TOKENS, WORK_WEIGHTS // weights)))
 
 
-def _advance(run: Pass, cases: Sequence[_Case], *, first: bool, stop: Collection[int]) -> None:
+def _advance(run: Pass, cases: Sequence[_Case], sample: Sample, *, first: bool, stop: Collection[int]) -> None:
     """Run every case's new tokens, keep the logits of the last ones, and choose each case's next token."""
     new = [list(c.prompt.ids) if first else [] if c.ended else c.continuation[-1:] for c in cases]
     kept = [min(LAST_POSITIONS, len(tokens)) for tokens in new]
     hidden = run.extend(new)
     ends = np.cumsum([len(tokens) for tokens in new])
     rows = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, kept, strict=True)])
-    top = top_logits(run, hidden[rows], TOP)
+    whole = sample.choose(len(rows))
+    top = top_logits(run, hidden[rows], TOP, whole)
     if not np.isfinite(top.std).all():
         raise CheckpointError(
             "expected finite logits from the model, found NaN or infinity. The artifact would answer with garbage.",
             hint="the checkpoint is damaged, or its config.json belongs to another model",
         )
-    at = 0
-    for case, count in zip(cases, kept, strict=True):
-        last = len(case.prompt.ids) + len(case.continuation) - 1
-        for i in range(count):
-            case.positions.append(
-                {
-                    "index": last - count + 1 + i,
-                    "top_ids": top.ids[at + i].tolist(),
-                    "top_logits": [round(float(v), 4) for v in top.values[at + i]],
-                    "std": round(float(top.std[at + i]), 4),
-                }
-            )
-        at += count
+    places = [
+        (number, len(case.prompt.ids) + len(case.continuation) - count + i)
+        for number, (case, count) in enumerate(zip(cases, kept, strict=True))
+        for i in range(count)
+    ]
+    for row, (number, index) in enumerate(places):
+        cases[number].positions.append(_position(index, top, row))
+    for row, logits in zip(whole, top.whole.T, strict=True):
+        sample.logits[places[row]] = np.ascontiguousarray(logits)
+    for case, count, end in zip(cases, kept, np.cumsum(kept), strict=True):
         if count:
-            case.continuation.append(int(top.ids[at - 1, 0]))
+            case.continuation.append(int(top.ids[end - 1, 0]))
             case.ended = case.continuation[-1] in stop
+
+
+def _position(index: int, top: Top, row: int) -> dict[str, Any]:
+    return {
+        "index": index,
+        "top_ids": top.ids[row].tolist(),
+        "top_logits": [round(float(v), 4) for v in top.values[row]],
+        "std": round(float(top.std[row]), 4),
+    }
 
 
 @cache

@@ -83,19 +83,20 @@ def export(
     max_ram: int | None,
     force: bool,
     progress: Progress,
+    fidelity: bool = True,
 ) -> ExportReport:
     """Export a recipe to `out/<recipe name>/<format>/` for each format and report what it took.
 
     `checkpoint` replaces the recipe's source by a local directory; `max_ram` is in bytes, None: DEFAULT_RAM, or what
-    the recipe's calibration needs. Raises EdgeshipError of every kind; an artifact directory exists afterwards only if
-    it is whole.
+    the recipe's calibration needs; without `fidelity` the acceptance test lacks the float model's predictions. Raises
+    EdgeshipError of every kind; an artifact directory exists afterwards only if it is whole.
     """
     started = time.perf_counter()
     with storage_errors(out):
         finals = {name: out / recipe.name / name for name in formats}
         refuse_existing(finals.values(), force)
         kept = out / recipe.name / MEASURED
-        work = _prepare(recipe, checkpoint, formats, max_ram, kept, progress)
+        work = replace(_prepare(recipe, checkpoint, formats, max_ram, kept, progress), fidelity=fidelity)
         work = _run_until_accepted(work, finals, force, progress)
         shutil.rmtree(kept, ignore_errors=True)
     size = sum(p.stat().st_size for final in finals.values() for p in final.rglob("*") if p.is_file())
@@ -127,6 +128,7 @@ class _Work:
     max_ram: int  # bytes
     gate: Gate | None  # what the recipe accepts of the loss against the float model
     calibration: Tokens = field(default_factory=list)  # the token sequences that codes are chosen with
+    fidelity: bool = True  # whether the float model's predictions go into the acceptance test
 
     def digest(self) -> str:
         """Identifies the bytes the export would write, so that only the same work is resumed."""
@@ -232,17 +234,15 @@ def _run(work: _Work, finals: Mapping[str, Path], force: bool, progress: Progres
             _tell_what_was_found(partial, form, progress)
         _check_space(work.forms, partials, store_bytes(work.plan))
         digests = _write_weights(work, partials, progress)
-        plan = work.plan
-        compared = work.gate or calibrated(plan) or plan.recipe.scheme.mixed  # a plain export takes no longer for it
-        floats = CheckpointWeights(work.tensors) if compared else None
-        if work.gate and floats:
+        plan, floats = work.plan, CheckpointWeights(work.tensors)
+        if work.gate:
             with work.forms[0].weights(partials[0].directory) as stored:  # every format's numbers
                 found = measure(work.gate, plan, floats, stored, progress)
             plan = replace(plan, recorded={**plan.recorded, "fidelity": work.gate.record(found)})
         for form, partial, data_digest in zip(work.forms, partials, digests, strict=True):
             # Every format holds the same numbers, so one acceptance test serves all of them.
-            tested = partials[0].directory
-            seal(partial.directory, form, plan, work.source, work.text, data_digest, tested, progress, floats)
+            tested, asked = partials[0].directory, floats if work.fidelity else None
+            seal(partial.directory, form, plan, work.source, work.text, data_digest, tested, progress, asked)
         shutil.rmtree(partials[0].directory / STORE, ignore_errors=True)
         for partial in partials:
             partial.publish()

@@ -159,6 +159,14 @@ def export(
             metavar="SIZE", help="Memory the export stays under; else 600MB, or what the recipe's calibration needs."
         ),
     ] = None,
+    no_fidelity: Annotated[
+        bool,
+        typer.Option(
+            "--no-fidelity",
+            help="Leave out what the float model predicts, a pass over its weights: `verify` cannot say how far the "
+            "artifact is from it.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     lm_studio: Annotated[
         Path | None,
@@ -183,12 +191,23 @@ def export(
     if lm_studio and "gguf" not in chosen:
         hint = "leave --lm-studio out, or choose a recipe with formats: [gguf]"
         raise UsageError(f"--lm-studio: expected a GGUF file to place, found formats {', '.join(chosen)}.", hint=hint)
+    if recipe.exporter != "native" and (memory is not None or no_fidelity):
+        option = "--no-fidelity" if memory is None else "--max-ram"
+        text = f"{option}: expected a recipe of edgeship's own exporter, found exporter: {recipe.exporter}."
+        raise UsageError(text + " It would have no effect.", hint="leave it out")
     from edgeship import build  # after what is cheap to refuse: it brings onnx
 
     telling = progress_for(quiet=as_json)
     if recipe.exporter == "native":
         report = build.export(
-            recipe, checkpoint=checkpoint, out=out, formats=chosen, max_ram=memory, force=force, progress=telling
+            recipe,
+            checkpoint=checkpoint,
+            out=out,
+            formats=chosen,
+            max_ram=memory,
+            force=force,
+            fidelity=not no_fidelity,
+            progress=telling,
         )
     else:
         from edgeship import exporters

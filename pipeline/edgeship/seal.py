@@ -103,8 +103,9 @@ def _write_acceptance(
     progress: Progress,
     floats: Weights | None,
 ) -> Sequence[str]:
-    names = (CHATS, GOLDEN, *([FIDELITY] if floats else []))
+    (directory / FIDELITY).unlink(missing_ok=True)  # of an interrupted export that was to have it
     if tested != directory:
+        names = [name for name in (CHATS, GOLDEN, FIDELITY) if (tested / name).exists()]
         for name in names:
             (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(tested / name, directory / name)
@@ -112,7 +113,7 @@ def _write_acceptance(
     progress.note("acceptance test: rendering chats, continuing prompts in float32")
     write_chats(directory, template, text.tokenizer, _ends(plan, text, progress))
     with form.weights(directory) as weights:
-        write_golden(
+        found = write_golden(
             directory,
             plan.decoder,
             weights,
@@ -121,10 +122,11 @@ def _write_acceptance(
             context=plan.recipe.context,
             tie_tolerance=_tie_tolerance(plan),
         )
-        if floats:
-            progress.note("acceptance test: the float model's predictions")
-            write_fidelity(directory, plan.decoder, floats, weights)
-    return names
+    if not (floats and found):
+        return (CHATS, GOLDEN)
+    progress.note("acceptance test: the float model's predictions")
+    write_fidelity(directory, plan.decoder, floats, found)
+    return (CHATS, GOLDEN, FIDELITY)
 
 
 def _ends(plan: Plan, text: TextSide, progress: Progress) -> Mapping[str, int]:

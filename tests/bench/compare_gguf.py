@@ -86,6 +86,7 @@ def ours(arguments: argparse.Namespace, work: Path, scheme: str, *formats: str) 
     chosen = [part for form in formats for part in ("--format", form)]
     if scheme.startswith("int"):  # as llama-quantize rounds without an importance matrix
         chosen += ["--algorithm", "rtn"]
+    chosen += ["--no-fidelity"]  # nobody else asks the float model anything
     return [
         str(BIN / "edgeship"), "export", f"{arguments.model}-{scheme}", "--checkpoint", str(arguments.checkpoint),
         "--out", str(work / "ours"), "--max-ram", "600MB", *chosen, "--force", "--json",

@@ -13,11 +13,12 @@ from tokenizers import Tokenizer
 
 import tolerances
 from checkpoints import CHAT_TEMPLATE
-from edgeship.acceptance import _cases, golden_tokens, prompts, write_chats, write_golden
+from edgeship.acceptance import SAMPLE, _cases, golden_tokens, prompts, write_chats, write_golden
 from edgeship.archs.base import Decoder
 from edgeship.errors import CheckpointError
 from edgeship.formats.gguf.vocabulary import taken_for_ends
 from edgeship.reference.weights import CheckpointWeights
+from edgeship_runtime.acceptance import GOLDEN
 from edgeship_runtime.chat import ChatTemplate
 from reference_models import opened
 
@@ -123,7 +124,8 @@ def test_without_a_template_there_are_raw_prompts_only(tokenizer: Tokenizer, tmp
 
 def golden(directory: Path, model: tuple[Decoder, CheckpointWeights], given: Any, **options: Any) -> dict[str, Any]:
     options = {"stop": (), "context": 256, "tie_tolerance": 0.1} | options
-    return dict(json.loads(write_golden(directory, *model, given, **options).read_text()))
+    write_golden(directory, *model, given, **options)
+    return dict(json.loads((directory / GOLDEN).read_text()))
 
 
 @pytest.mark.parity
@@ -167,6 +169,23 @@ def test_a_stop_token_ends_its_case_and_no_other(
     assert [len(case["continuation"]) for case in everything] == [1] * len(given)
 
 
+@pytest.mark.parametrize("ending", [False, True])
+def test_all_logits_are_kept_at_some_places(
+    model: tuple[Decoder, CheckpointWeights], tokenizer: Tokenizer, tmp_path: Path, ending: bool
+) -> None:
+    given = prompts(ChatTemplate(CHAT_TEMPLATE), tokenizer)
+    stop = range(320) if ending else ()
+    kept = write_golden(tmp_path, *model, given, stop=stop, context=256, tie_tolerance=0.1)
+    cases = json.loads((tmp_path / GOLDEN).read_text())["cases"]
+    every = {(number, p["index"]): p for number, case in enumerate(cases) for p in case["positions"]}
+    assert (len(given) if ending else SAMPLE // 2) < len(kept) <= SAMPLE < len(every)
+    for place, logits in kept.items():
+        assert logits.shape == (model[0].vocab_size,)
+        best = np.argsort(-logits, kind="stable")[:5]
+        assert best.tolist() == every[place]["top_ids"]
+        assert np.round(logits[best].astype(float), 4).tolist() == every[place]["top_logits"]
+
+
 def test_prompts_that_do_not_fit_the_context_are_left_out(
     model: tuple[Decoder, CheckpointWeights], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -184,7 +203,8 @@ def test_the_same_input_gives_the_same_bytes(
     for name, threads in (("a", 1), ("b", 3)):
         (tmp_path / name).mkdir()
         given = prompts(ChatTemplate(CHAT_TEMPLATE), tokenizer)
-        written = write_golden(tmp_path / name, *model, given, stop=(), context=256, tie_tolerance=0.1, threads=threads)
+        write_golden(tmp_path / name, *model, given, stop=(), context=256, tie_tolerance=0.1, threads=threads)
+        written = tmp_path / name / GOLDEN
         files.append(
             (written.read_bytes(), write_chats(tmp_path / name, ChatTemplate(CHAT_TEMPLATE), tokenizer).read_bytes())
         )

@@ -125,11 +125,12 @@ def test_top_logits(tiny: tuple[Decoder, CheckpointWeights], monkeypatch: pytest
     monkeypatch.setattr(forward, "CHUNK_WEIGHTS", 1)
     with Pass(*tiny) as run:
         hidden = run.extend([FIRST[1]])
-        logits, top = all_logits(run, hidden), top_logits(run, hidden, 5)
+        logits, top = all_logits(run, hidden), top_logits(run, hidden, 5, whole=[2, 0])
     order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     np.testing.assert_array_equal(top.ids, order)
     np.testing.assert_array_equal(top.values, np.take_along_axis(logits, order, axis=1))
     np.testing.assert_allclose(top.std, logits.std(axis=1, dtype=np.float64), rtol=tolerances.REFERENCE_STD)
+    np.testing.assert_array_equal(top.whole, logits[[2, 0]].T)
 
 
 class Columns:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeship import archs
 from edgeship.acceptance import (
@@ -23,7 +22,9 @@ from edgeship.acceptance import (
     TIE_TOLERANCE_QUANTIZED,
     TOP,
     Prompt,
+    Sample,
     golden_tokens,
+    places_of,
     prompts,
     write_chats,
 )
@@ -164,16 +165,21 @@ def _write_golden(job: Job, made: Manifest, asked: Sequence[Prompt], made_with: 
     fitting = [prompt for prompt in asked if len(prompt.ids) + tokens <= made.model.default_context]
     context = max((len(prompt.ids) + tokens for prompt in fitting), default=1)
     with closing(open_engine(job.directory, made, context=context, threads=job.threads)) as engine:
-        cases = [_continue(engine, prompt, tokens, made.model.eos_token_ids) for prompt in fitting]
+        sample = Sample(sum(places_of(len(prompt.ids), tokens) for prompt in fitting))
+        cases = [
+            _continue(engine, prompt, tokens, made.model.eos_token_ids, sample, number)
+            for number, prompt in enumerate(fitting)
+        ]
         with_engine = f"{engine.name} on the exporting machine, {made_with}"
         golden = {"schema": SCHEMA, "made_with": with_engine, "tie_tolerance": TIE_TOLERANCE_QUANTIZED, "cases": cases}
         file = job.directory / GOLDEN
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(golden, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-        _write_fidelity(job, engine)
+    if sample.logits:
+        _write_fidelity(job, sample)
 
 
-def _write_fidelity(job: Job, engine: Engine) -> None:
+def _write_fidelity(job: Job, sample: Sample) -> None:
     """The float model's predictions, by our own pass over the checkpoint, where its architecture is known."""
     path = job.source.path
     try:
@@ -183,20 +189,13 @@ def _write_fidelity(job: Job, engine: Engine) -> None:
         return
     job.progress.note("acceptance test: the float model's predictions")
     floats = CheckpointWeights(account(open_checkpoint(path), decoder.roles()))
-
-    def predict(texts: Sequence[Sequence[int]], places: Sequence[tuple[int, int]]) -> list[NDArray[np.float32]]:
-        found = []
-        for before, (text, index) in zip([(-1, 0), *places], places, strict=False):
-            if before[0] != text:
-                engine.truncate(0)
-            found.append(engine.evaluate(texts[text][engine.length : index + 1]).copy())
-        return found
-
-    write_fidelity(job.directory, decoder, floats, predict)
+    write_fidelity(job.directory, decoder, floats, sample.logits)
 
 
-def _continue(engine: Engine, prompt: Prompt, tokens: int, stop: Sequence[int]) -> dict[str, Any]:
-    """A prompt's greedy continuation, and the largest logits of its last positions."""
+def _continue(
+    engine: Engine, prompt: Prompt, tokens: int, stop: Sequence[int], sample: Sample, number: int
+) -> dict[str, Any]:
+    """A prompt's greedy continuation, and the largest logits of its last positions; `number`: the case's."""
     engine.truncate(0)
     continuation: list[int] = []
     positions: list[dict[str, Any]] = []
@@ -209,6 +208,8 @@ def _continue(engine: Engine, prompt: Prompt, tokens: int, stop: Sequence[int]) 
                 "expected finite logits from the model, found NaN or infinity. The artifact would answer with garbage.",
                 hint="the checkpoint is damaged, or a pass lost its weights",
             )
+        if sample.choose(1):
+            sample.logits[number, index] = logits.copy()
         best = np.argsort(-logits, kind="stable")[:TOP]
         positions.append(
             {

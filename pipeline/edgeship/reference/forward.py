@@ -193,12 +193,16 @@ class Top:
     ids: NDArray[np.int64]  # [T, k], largest first; the smaller id first where two are equal
     values: Floats  # [T, k]
     std: NDArray[np.float64]  # [T], over the vocabulary
+    whole: Floats  # [V, rows that were asked for whole]
 
 
-def top_logits(run: Pass, hidden: Floats, k: int = 5) -> Top:
-    """The k largest logits at each of the hidden states `[T, D]` (normed, as `Pass.extend` answers them)."""
+def top_logits(run: Pass, hidden: Floats, k: int = 5, whole: Sequence[int] = ()) -> Top:
+    """The k largest logits at each of the hidden states `[T, D]` (normed, as `Pass.extend` answers them).
+
+    `whole`: indices of the states all of whose logits are wanted.
+    """
     vocabulary = run.decoder.vocab_size
-    pieces = run.logits(hidden, lambda first, logits: _top_of_piece(first, logits, k))
+    pieces = run.logits(hidden, lambda first, logits: (*_top_of_piece(first, logits, k), logits[:, list(whole)]))
     ids = np.concatenate([p[0] for p in pieces])  # [pieces * k, T]
     values = np.concatenate([p[1] for p in pieces])
     order = np.lexsort((ids, -values), axis=0)[:k]
@@ -208,6 +212,7 @@ def top_logits(run: Pass, hidden: Floats, k: int = 5) -> Top:
         np.take_along_axis(ids, order, axis=0).T,
         np.take_along_axis(values, order, axis=0).T,
         np.sqrt(np.maximum(variance, 0)),
+        np.concatenate([p[4] for p in pieces]),
     )
 
 

@@ -251,19 +251,40 @@ class TestVerify:
         a, b = ((tmp_path / "case" / form / "acceptance" / "fidelity.json").read_bytes() for form in BOTH)
         assert a == b
 
-    def test_a_calibrated_export_has_it_without_a_limit(self, checkpoint: Path, text: Path, tmp_path: Path) -> None:
-        calibration = {"text": str(text), "tokens": 128, "sequence": 64}
-        searched = recipe(scheme={**INT4, "algorithm": "rtn-search"}, calibration=calibration)
-        built(searched, tmp_path, checkpoint=checkpoint)
+    def test_an_export_has_it_without_a_limit(self, checkpoint: Path, tmp_path: Path) -> None:
+        built(recipe(scheme=INT4), tmp_path, checkpoint=checkpoint)
+        assert "fidelity" not in read_manifest(tmp_path / "case" / "onnx").recipe
         verdict = verify(tmp_path / "case" / "onnx", threads=1)
         assert verdict.agreement is not None
         assert verdict.agreement.float_model is not None
 
-    def test_an_export_without_limits_writes_none(self, checkpoint: Path, tmp_path: Path) -> None:
-        built(recipe(scheme=INT4), tmp_path, checkpoint=checkpoint)
-        manifest = read_manifest(tmp_path / "case" / "onnx")
-        assert "acceptance/fidelity.json" not in manifest.files
-        assert "fidelity" not in manifest.recipe
+    def test_its_budget_follows_from_what_the_weights_lost(self, checkpoint: Path, tmp_path: Path) -> None:
+        for body in ("int4", "int8"):
+            built(recipe(scheme={**INT4, "body": body}), tmp_path / body, checkpoint=checkpoint)
+        budgets = [
+            json.loads((tmp_path / body / "case" / "onnx" / "acceptance" / "fidelity.json").read_text())["kl_budget"]
+            for body in ("int4", "int8")
+        ]
+        assert budgets[0] > 1.1 * budgets[1] > 0.03
+
+    def test_without_it_on_request_also_after_an_interruption(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr("edgeship.seal.write_manifest", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                built(recipe(scheme=INT4), tmp_path, checkpoint=checkpoint)
+        assert list(tmp_path.rglob("fidelity.json"))
+        built(recipe(scheme=INT4), tmp_path, checkpoint=checkpoint, fidelity=False)
+        assert "acceptance/fidelity.json" not in read_manifest(tmp_path / "case" / "onnx").files
+        assert not list(tmp_path.rglob("fidelity.json"))
+        verdict = verify(tmp_path / "case" / "onnx", threads=1)
+        assert verdict.verdict == "pass"
+        assert verdict.agreement is not None
+        assert verdict.agreement.float_model is None
 
 
 class TestRecipe:

@@ -17,7 +17,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 CCACHE := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-exporters test-web test-android runner-android test-device check format docs wheel bench bench-gguf bench-decode bench-fidelity bench-calibration bench-plan bench-prefix bench-schema bench-serve bench-batching bench-overhead bench-web train clean
+.PHONY: help exporters bench-exporters llamacpp export plan devices bundle bundle-web serve-web wheel-llamacpp validate report run chat serve screenshots info verify recipes test test-clients test-exporters test-web test-android runner-android test-device check format docs wheel bench bench-gguf bench-decode bench-fidelity bench-calibration bench-plan bench-prefix bench-schema bench-serve bench-batching bench-overhead bench-costs bench-web train clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -209,6 +209,9 @@ bench-batching: .venv/.test .venv/.llamacpp ## tokens/s of 1 to 8 clients at onc
 bench-overhead: .venv/.test ## what our Python takes for a token, at a vocabulary of 151,936
 	@test -d $(OUT)/tiny-int4 || $(BIN)/edgeship export tiny-int4 --out $(OUT)
 	@$(BIN)/python tests/bench/overhead.py $(OUT)/tiny-int4/onnx $(BENCH)
+
+bench-costs: .venv/.test ## what must cost next to nothing, held to its limits: starting, plans, choosing a token
+	@$(BIN)/python tests/bench/costs.py $(BENCH)
 
 bench-web: .venv/.test ## the page's memory and speed beside one native thread (minutes; a large model): ARTIFACT=...
 	@$(BIN)/python tests/bench/compare_web.py $(ARTIFACT) $(BENCH)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -183,6 +182,7 @@ def test_export_passes_on_what_was_asked(capsys: Captured, install: Install, min
         "--format",
         "onnx",
         "--force",
+        "--no-fidelity",
     ]
     assert run(arguments) == 0
     request = dict(fake.request)
@@ -193,6 +193,7 @@ def test_export_passes_on_what_was_asked(capsys: Captured, install: Install, min
         "formats": ("onnx",),
         "max_ram": 3 << 29,
         "force": True,
+        "fidelity": False,
     }
     out = capsys.readouterr().out
     for said in ("artifacts/mine", "386 MB, 6.11 bits per weight", "310 MB of memory at most", "edgeship-runtime run"):
@@ -203,6 +204,7 @@ def test_export_as_json_ends_with_one_object_and_is_quiet(capsys: Captured, inst
     fake = install(FakeBuild())
     assert run(["export", mine, "--json"]) == 0
     assert isinstance(fake.request["progress"], Silent)
+    assert fake.request["fidelity"]
     assert (fake.request["checkpoint"], fake.request["max_ram"], fake.request["out"]) == (
         None,
         None,
@@ -310,7 +312,7 @@ def test_a_failing_source_of_a_plan(capsys: Captured, tmp_path: Path) -> None:
 # as a process
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     heavy = "{'onnx', 'onnxruntime', 'huggingface_hub', 'numpy', 'pydantic', 'rich', 'tokenizers', 'torch'}"
     code = (
         "import sys, edgeship.cli\n"
@@ -318,7 +320,6 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         f"sys.exit(code or ', '.join({heavy} & set(sys.modules)) or 0)\n"
     )
     paths = os.pathsep.join([str(PIPELINE), str(RUNTIME)])
-    started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -326,9 +327,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         env=os.environ | {"PYTHONPATH": paths},
         check=False,
     )
-    seconds = time.perf_counter() - started
     assert (done.returncode, done.stderr) == (0, "")
-    assert seconds < 2  # 0.1 s on a quiet machine; a busy one is slow
 
 
 def test_a_closed_pipe_is_no_error() -> None:
@@ -365,3 +364,15 @@ def test_another_algorithm_than_the_recipes(capsys: Captured, install: Install, 
     (tmp_path / "mix.yaml").write_text("source: {repo: me/mine}\nscheme: {mix: Q4_K_M}\nformats: [gguf]\n")
     assert run(["export", str(tmp_path / "mix.yaml"), "--algorithm", "gptq"]) == 2
     assert "scheme.mix: Q4_K_M" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--no-fidelity"], ["--max-ram", "2GB"]])
+def test_options_that_other_exporters_do_not_have_are_refused(
+    capsys: Captured, tmp_path: Path, option: list[str]
+) -> None:
+    recipe = tmp_path / "theirs.yaml"
+    recipe.write_text("source: {repo: me/mine}\nexporter: optimum\n")
+    assert run(["export", str(recipe), "--out", str(tmp_path / "out"), *option]) == 2
+    said = capsys.readouterr().err
+    assert f"{option[0]}: expected a recipe of edgeship's own exporter, found exporter: optimum" in said
+    assert not (tmp_path / "out").exists()

@@ -18,9 +18,9 @@ from edgeship_runtime.verify import verify
 from exports import FLOAT32, export
 
 FILES = {
-    "README.md", "acceptance/chats.json", "acceptance/golden.json", "chat_template.jinja", "edgeship.json",
-    "genai_config.json", "generation_config.json", "inference_model.json", "model.onnx", "model.onnx.data",
-    "tokenizer.json", "tokenizer_config.json",
+    "README.md", "acceptance/chats.json", "acceptance/fidelity.json", "acceptance/golden.json", "chat_template.jinja",
+    "edgeship.json", "genai_config.json", "generation_config.json", "inference_model.json", "model.onnx",
+    "model.onnx.data", "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
 
 

@@ -167,7 +167,9 @@ wheel: .venv/.run ## both wheels, into dist/
 	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./runtime .
 	@ls -l dist
 
-bench: .venv/.test ## time and memory beside onnxruntime-genai, in one run (Olive and Optimum: bench-exporters)
+bench: .venv/.test ## time and memory beside onnxruntime-genai, and the tiny model through Olive and Optimum if installed
+	@$(BIN)/python tests/bench/compare_exporters.py pipeline/edgeship/tiny/checkpoint
+	@echo
 	@$(BIN)/python tests/bench/compare.py $(BENCH)
 
 bench-gguf: .venv/.test .venv/.llamacpp ## both formats beside llama.cpp's converter and quantizer

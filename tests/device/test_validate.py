@@ -13,8 +13,6 @@ from device.shipping import FORMATS, answer, make_bundle, validation
 
 pytestmark = [pytest.mark.device, pytest.mark.timeout(3600)]
 
-SECOND = 0.25  # of the first validation's time
-
 
 @pytest.mark.parametrize("engine", FORMATS)
 def test_validate(board: Board, engine: str, tiny: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
@@ -40,6 +38,7 @@ def test_validate(board: Board, engine: str, tiny: Path, tmp_path: Path, say: Ca
         (decode,) = (check for check in report["checks"] if check["name"] == "decode tokens/s")
         assert decode["passed"] is None
         assert "emulated" in decode["found"]
-    (pushed,) = (step for step in reports[1]["steps"] if step["name"] == "push")
-    assert pushed["said"].startswith("0 files, 0 B sent")
-    assert seconds[1] < SECOND * seconds[0], f"{seconds}"
+    said = {step["name"]: step["said"] for step in reports[1]["steps"]}
+    assert said["push"].startswith("0 files, 0 B sent")
+    assert said["install"].endswith("is there")
+    assert said["verify"].startswith("pass, as at 20")

@@ -83,7 +83,7 @@ def test_clients_that_leave_at_any_point_free_the_engine(served: Served) -> None
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_engine_stops_soon_after_its_client_left(tiny: Path, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
-    slow(monkeypatch, 0.05)
+    slow(monkeypatch, 0.5)
     with serving({"tiny": tiny / "onnx"}) as served:
         body = {"model": "tiny", "prompt": "Once", "max_tokens": 900, "stream": stream}
         with served.client() as client:
@@ -94,9 +94,8 @@ def test_the_engine_stops_soon_after_its_client_left(tiny: Path, monkeypatch: py
                 with pytest.raises(httpx.ReadTimeout):
                     client.post("/v1/completions", json=body, timeout=0.5)
         assert served.server.service.scheduler.running
-        left = time.monotonic()
-        served.wait(lambda: not served.server.service.scheduler.running, 5)
-        assert time.monotonic() - left < 2
+        served.wait(lambda: not served.server.service.scheduler.running, 20)  # the whole answer takes 46 seconds
+        monkeypatch.undo()
         assert served.ask().json()["choices"][0]["message"]["content"] == COLD
 
 

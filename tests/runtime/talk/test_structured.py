@@ -1,4 +1,4 @@
-"""Random schemas over an engine that babbles: every finished answer validates, by jsonschema; what a mask costs."""
+"""Random schemas over an engine that babbles: every finished answer validates, by jsonschema; masks of tokens."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_model_without_llguidance_says_what_to_install(monkeypatch: pytest.Mon
 
 
 @needs_tokenizer
-def test_what_a_mask_costs_with_qwens_vocabulary() -> None:
+def test_an_answer_is_followed_with_qwens_vocabulary() -> None:
     text = read_tokenizer(TOKENIZER / "tokenizer.json")
     facts = SimpleNamespace(model=SimpleNamespace(eos_token_ids=(151645, 151643)))
     engine = SimpleNamespace(vocab_size=ROWS)
@@ -232,24 +232,13 @@ def test_what_a_mask_costs_with_qwens_vocabulary() -> None:
     }
     ids = text.encode('{"name": "Ann of Aachen", "age": 41, "tags": ["short", "déjà vu"]}')
     scores = np.zeros(ROWS, np.float32)
-    Matcher(cast(Model, model), grammar(json_rule({}), [])).restrict(scores)  # the vocabulary is read once
-    first, later = [], []
-    for _ in range(5):
-        start = time.thread_time()
-        matcher = Matcher(cast(Model, model), grammar(json_rule(wanted), []))
+    matcher = Matcher(cast(Model, model), grammar(json_rule(wanted), []))
+    for token in ids:
+        scores[:] = 0
         matcher.restrict(scores)
-        first.append(time.thread_time() - start)
-        for token in ids:
-            start = time.thread_time()
-            scores[:] = 0
-            matcher.restrict(scores)
-            assert scores[token] == 0
-            matcher.consume([token])
-            later.append(time.thread_time() - start)
-        assert matcher.finished
-    print(f"first {1e3 * float(np.median(first)):.2f} ms, a token {1e3 * float(np.median(later)):.3f} ms")
-    assert float(np.median(first)) < tolerances.FIRST_MASK_SECONDS
-    assert float(np.median(later)) < tolerances.MASK_SECONDS
+        assert scores[token] == 0
+        matcher.consume([token])
+    assert matcher.finished
 
 
 def test_a_vocabulary_that_is_not_byte_level() -> None:

@@ -45,6 +45,8 @@ def read_sampling(body: Body, settings: Settings) -> dict[str, Any]:
     for name in ("top_k", "seed"):
         if (value := body.whole(name)) is not None:
             found[name] = abs(value) if name == "seed" else max(value, 0)
+    if body.flag("ignore_eos"):
+        found["ignore_eos"] = True
     if stops := body.listed("stop"):
         found["stop"] = tuple(stops)
     if biases := body.body("logit_bias").members:

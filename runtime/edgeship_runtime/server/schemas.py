@@ -98,6 +98,7 @@ def _sampling(settings: Settings) -> Made:
             0, 0, description="0: this server has presence_penalty and repetition_penalty alone"
         ),
         "seed": whole(-_SEEDS, _SEEDS),
+        "ignore_eos": _FLAG,
         "stop": either(text(1), listed(text(1), _MAX_STOPS)),
         "logit_bias": {
             "type": "object",

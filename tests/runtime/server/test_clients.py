@@ -52,6 +52,18 @@ def test_openai_chat(client: Any) -> None:
     assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
 
 
+def test_an_answer_goes_on_beyond_its_end_where_a_load_generator_asks_for_that(client: Any) -> None:
+    beyond = {"ignore_eos": True}
+    chat = client.chat.completions.create(model="tiny", messages=HOT, temperature=0, max_tokens=40, extra_body=beyond)
+    text = client.completions.create(model="tiny", prompt="Once", temperature=0, max_tokens=300, extra_body=beyond)
+    for found, tokens in ((chat, 40), (text, 300)):
+        assert (found.usage.completion_tokens, found.choices[0].finish_reason) == (tokens, "length")
+    with pytest.raises(openai.BadRequestError, match="ignore_eos contradicts"):
+        client.chat.completions.create(
+            model="tiny", messages=HOT, response_format={"type": "json_object"}, extra_body=beyond
+        )
+
+
 def test_openai_chat_streamed_is_the_same_text_and_usage_comes_last(client: Any) -> None:
     whole = client.chat.completions.create(model="tiny", messages=HOT, temperature=0)
     with client.chat.completions.create(

@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import sys
+import sysconfig
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -18,7 +19,9 @@ from edgeship.ship.wheel_files import write_wheel
 from edgeship_runtime.manifest import collect_files
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
-PIP = next((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"))
+# Debian's and Fedora's Pythons keep the wheel in a directory of their own.
+_WHEELS = sysconfig.get_config_var("WHEEL_PKG_DIR") or Path(ensurepip.__file__).parent / "_bundled"
+PIP = next(Path(_WHEELS).glob("pip-*.whl"))
 
 
 @cache

@@ -11,16 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeship import __version__
-from edgeship.acceptance import (
-    TIE_TOLERANCE_FLOAT,
-    TIE_TOLERANCE_QUANTIZED,
-    prompts,
-    write_chats,
-    write_golden,
-)
+from edgeship.acceptance.chats import prompts, write_chats
+from edgeship.acceptance.fidelity import write_fidelity
+from edgeship.acceptance.golden import TIE_TOLERANCE_FLOAT, TIE_TOLERANCE_QUANTIZED, write_golden
 from edgeship.card import model_card
 from edgeship.checkpoint.checkpoint import Checkpoint
-from edgeship.evaluate.golden import write_fidelity
 from edgeship.formats.base import Format
 from edgeship.plan import Plan
 from edgeship.progress import Progress

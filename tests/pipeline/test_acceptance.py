@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 import tolerances
 from checkpoints import CHAT_TEMPLATE
-from edgeship.acceptance import SAMPLE, _cases, golden_tokens, prompts, write_chats, write_golden
+from edgeship.acceptance.chats import _cases, prompts, write_chats
+from edgeship.acceptance.golden import SAMPLE, golden_tokens, write_golden
 from edgeship.archs.base import Decoder
 from edgeship.errors import CheckpointError
 from edgeship.formats.gguf.vocabulary import taken_for_ends

@@ -16,22 +16,13 @@ from typing import Any
 import numpy as np
 
 from edgeship import archs
-from edgeship.acceptance import (
-    LAST_POSITIONS,
-    SCHEMA,
-    TIE_TOLERANCE_QUANTIZED,
-    TOP,
-    Prompt,
-    Sample,
-    golden_tokens,
-    places_of,
-    prompts,
-    write_chats,
-)
+from edgeship.acceptance.chats import Prompt, prompts, write_chats
+from edgeship.acceptance.fidelity import write_fidelity
+from edgeship.acceptance.files import SCHEMA
+from edgeship.acceptance.golden import LAST_POSITIONS, TIE_TOLERANCE_QUANTIZED, TOP, Sample, golden_tokens, places_of
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.checkpoint.files import TOKENIZER
 from edgeship.errors import ArchitectureError, CheckpointError, DependencyError, ExporterError
-from edgeship.evaluate.golden import write_fidelity
 from edgeship.exporter import Olive
 from edgeship.exporters import environment as environments
 from edgeship.exporters.base import (

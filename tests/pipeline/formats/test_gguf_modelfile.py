@@ -13,7 +13,7 @@ import yaml
 import go_template
 import modelfiles
 from checkpoints import CHAT_TEMPLATE, write_checkpoint
-from edgeship.acceptance import CASES
+from edgeship.acceptance.chats import CASES
 from edgeship.checkpoint.checkpoint import open_checkpoint
 from edgeship.formats.gguf import ollama
 from edgeship.formats.gguf.modelfile import make_modelfile

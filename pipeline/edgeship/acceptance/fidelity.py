@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeship.acceptance import Place
+from edgeship.acceptance.files import SCHEMA, write_file
+from edgeship.acceptance.golden import Place
 from edgeship.archs.base import Decoder
 from edgeship.evaluate.measures import log_probabilities
 from edgeship.reference.forward import Pass
 from edgeship.reference.weights import Floats, Weights
 from edgeship_runtime.acceptance import FIDELITY, GOLDEN, Position, divergence
 
-SCHEMA = 1
 TOP = 8  # tokens kept at a position: of a trained model's probability they hold 90 % and more
 
 # What the engine may differ by is what these weights differ by here, and its kernels': those round activations to 8
-# bits. That moves a logit by 0.05 of the logits' deviation (see acceptance.py); at a deviation of 3, a usual one, the
+# bits. That moves a logit by 0.05 of the logits' deviation (see golden.py); at a deviation of 3, a usual one, the
 # KL divergence of such noise is half its variance, 0.01 nats, and boards differ by as much again.
 BUDGET_FACTOR, BUDGET_KERNELS = 1.5, 0.03
 
@@ -56,9 +56,7 @@ def write_fidelity(directory: Path, decoder: Decoder, floats: Weights, found: Ma
             for i, case in enumerate(cases)
         ],
     }
-    file = directory / FIDELITY
-    file.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-    return file
+    return write_file(directory / FIDELITY, value)
 
 
 def _logits(

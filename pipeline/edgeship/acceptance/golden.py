@@ -1,36 +1,22 @@
-"""The acceptance test that travels with an artifact: conversations rendered and tokenized, and golden continuations.
-
-`acceptance/chats.json` shows whether a runtime's template engine and tokenizer do what this machine's did;
-`acceptance/golden.json` whether its kernels do: the logits are those of a float32 pass over the artifact's own weights.
-What the float model says at the same places is `evaluate.golden`'s.
-"""
+"""Golden continuations: what a float32 pass over the artifact's own weights answers, a device's kernels must."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import yaml
-from tokenizers import Tokenizer
 
+from edgeship.acceptance.chats import Prompt
+from edgeship.acceptance.files import SCHEMA, write_file
 from edgeship.archs.base import Decoder
 from edgeship.errors import CheckpointError
 from edgeship.reference.forward import Pass, Top, top_logits
 from edgeship.reference.weights import Floats, Weights
-from edgeship_runtime.acceptance import CHATS, DATE_STRING, GOLDEN
-from edgeship_runtime.chat import ChatTemplate
-from edgeship_runtime.errors import TemplateError
-
-CASES = Path(__file__).with_suffix(".yaml")
-SCHEMA = 1
+from edgeship_runtime.acceptance import GOLDEN
 
 LAST_POSITIONS = 8  # of each prompt, whose logits are kept
 TOP = 5  # logits kept at each position
@@ -49,15 +35,6 @@ LARGE_MODEL_PROMPTS = 4
 # 0.07, and 0.3 is about four of those. Float: only the order of summation differs, errors are below 1e-4.
 TIE_TOLERANCE_QUANTIZED = 0.3
 TIE_TOLERANCE_FLOAT = 0.001
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids to continue, under the name of their case."""
-
-    name: str
-    ids: tuple[int, ...]
-
 
 Place = tuple[int, int]
 """A position of the golden test: a case's number, and a token's index in its prompt and continuation."""
@@ -87,57 +64,6 @@ class _Case:
     ended: bool = False
 
 
-def write_chats(
-    directory: Path, template: ChatTemplate | None, tokenizer: Tokenizer, ends: Mapping[str, int] = MappingProxyType({})
-) -> Path:
-    """Write `acceptance/chats.json`: every conversation through the template, and its token ids.
-
-    A conversation that the template refuses is kept with its error; without a template there are no cases. Where a text
-    holds one of `ends`, plain tokens that llama.cpp makes special ones, its ids by a GGUF's vocabulary are there too.
-    """
-    cases = [_render(case, template, tokenizer) for case in _cases()["chats"]] if template else []
-    for case in cases:
-        if any(end in case.get("rendered", "") for end in ends):
-            case["gguf_token_ids"] = _encode_with(ends, case["rendered"], tokenizer)
-    return _write(directory / CHATS, {"schema": SCHEMA, "cases": cases})
-
-
-def _render(case: Mapping[str, Any], template: ChatTemplate, tokenizer: Tokenizer) -> dict[str, Any]:
-    given = {
-        "messages": case["messages"],
-        "tools": case.get("tools"),
-        "enable_thinking": case.get("enable_thinking"),
-        "add_generation_prompt": case.get("add_generation_prompt", True),
-    }
-    out = {"name": case["name"], **given}
-    try:
-        rendered = template.render(**given, date_string=DATE_STRING)
-    except TemplateError as error:
-        return out | {"error": error.message}
-    return out | {"rendered": rendered, "token_ids": tokenizer.encode(rendered, add_special_tokens=False).ids}
-
-
-def _encode_with(ends: Mapping[str, int], text: str, tokenizer: Tokenizer) -> list[int]:
-    """Token ids where `ends` are special tokens too: what is between them is tokenized by itself."""
-    ids: list[int] = []
-    for part in re.split(f"({'|'.join(map(re.escape, ends))})", text):
-        ids += [ends[part]] if part in ends else tokenizer.encode(part, add_special_tokens=False).ids
-    return ids
-
-
-def prompts(template: ChatTemplate | None, tokenizer: Tokenizer) -> list[Prompt]:
-    """The prompts to continue as token ids; the chats among them only where a template takes them."""
-    out = []
-    for case in _cases()["prompts"]:
-        if "text" in case:
-            ids = tokenizer.encode(case["text"], add_special_tokens=True).ids
-        else:
-            ids = _render(case, template, tokenizer).get("token_ids", []) if template else []
-        if ids:
-            out.append(Prompt(case["name"], tuple(ids)))
-    return out
-
-
 def write_golden(
     directory: Path,
     decoder: Decoder,
@@ -165,7 +91,7 @@ def write_golden(
             if all(case.ended for case in cases):
                 break
             _advance(run, cases, sample, first=step == 0, stop=stop)
-    _write(
+    write_file(
         directory / GOLDEN,
         {
             "schema": SCHEMA,
@@ -231,15 +157,3 @@ def _position(index: int, top: Top, row: int) -> dict[str, Any]:
         "top_logits": [round(float(v), 4) for v in top.values[row]],
         "std": round(float(top.std[row]), 4),
     }
-
-
-@cache
-def _cases() -> dict[str, Any]:
-    cases: dict[str, Any] = yaml.safe_load(CASES.read_text(encoding="utf-8"))
-    return cases
-
-
-def _write(file: Path, value: Any) -> Path:
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-    return file

@@ -47,6 +47,7 @@ from edgeship.quant.importance import read_importance
 from edgeship.recipe import Recipe
 from edgeship.reference.weights import CheckpointWeights
 from edgeship.seal import seal
+from edgeship.size_limit import described, directory_size, over, require_size
 from edgeship.sizes import format_size
 from edgeship.stream import Job, stream
 from edgeship.tensors import LazyTensor
@@ -99,7 +100,7 @@ def export(
         work = replace(_prepare(recipe, checkpoint, formats, max_ram, kept, progress), fidelity=fidelity)
         work = _run_until_accepted(work, finals, force, progress)
         shutil.rmtree(kept, ignore_errors=True)
-    size = sum(p.stat().st_size for final in finals.values() for p in final.rglob("*") if p.is_file())
+    size = sum(directory_size(final) for final in finals.values())
     seconds, peak = time.perf_counter() - started, peak_rss()
     if peak > work.max_ram:
         progress.note(f"peak memory {format_size(peak)} went over --max-ram {format_size(work.max_ram)}")
@@ -165,6 +166,8 @@ def _prepare(
     deciding.require_memory(plan, max_ram)
     text = open_text(source, plan)
     forms = [draw_up(name, plan, text, source.revision) for name in formats]
+    for form in forms:
+        require_size(recipe, f"weights and tokenizer of {form.name}", _least_size(form, text))
     gate = open_gate(recipe.accept, text.tokenizer, source.path, plan.rope_positions)
     calibration = obtain_tokens(plan, CheckpointWeights(tensors), text, progress, kept, _weights_digest(plan, source))
     if recipe.calibration:
@@ -198,6 +201,11 @@ def _decide(
     return plan, found.importance
 
 
+def _least_size(form: Format, text: TextSide) -> int:
+    """Bytes that an artifact has at least, known before the long work: without graph and acceptance test."""
+    return form.size + sum(map(len, text.files.values()))
+
+
 def _run_until_accepted(work: _Work, finals: Mapping[str, Path], force: bool, progress: Progress) -> _Work:
     """Run the export, and again with tensors raised while it is refused and its recipe has it repaired."""
     for _ in range(REPAIRS):
@@ -208,21 +216,29 @@ def _run_until_accepted(work: _Work, finals: Mapping[str, Path], force: bool, pr
             if not (work.plan.recipe.accept.repair and refusal.raises):
                 raise
             progress.note(refusal.message)
-            work = _raise(work, refusal.raises, progress)
+            work = _raise(work, refusal, progress)
     _run(work, finals, force, progress)
     return work
 
 
-def _raise(work: _Work, raises: Mapping[str, str], progress: Progress) -> _Work:
+def _raise(work: _Work, refusal: FidelityError, progress: Progress) -> _Work:
     """The work with other encodings for some tensors, by role key; the manifest will say so."""
-    old, config = work.plan, str(work.source.path / "config.json")
+    old, config, raises = work.plan, str(work.source.path / "config.json"), refusal.raises
     names = {role.key: role.tensor for role in old.decoder.roles()}
     raised = {**old.recorded.get("raised", {}), **{names[key]: encoding for key, encoding in raises.items()}}
     progress.note(f"repair: raised to 8 bits: {len(raises)} more, {len(raised)} in all; exporting again")
     plan = plan_checkpoint(old.recipe, work.source.config, config, {**old.chosen, **raises})
     plan = replace(plan, recorded={**old.recorded, "raised": raised})
-    plan.require()
     forms = [draw_up(form.name, plan, work.text, work.source.revision) for form in work.forms]
+    for form in forms:
+        least = _least_size(form, work.text)
+        if over(plan.recipe, least):
+            raise FidelityError(
+                f"{refusal.message}\nA repair, with {len(raised)} tensors raised to 8 bits, would go over "
+                f"accept.size_mb: {described(plan.recipe, least)} for weights and tokenizer of {form.name}.",
+                hint="raise accept.size_mb, or allow a larger loss",
+            )
+    plan.require()
     return replace(work, plan=plan, forms=forms)
 
 
@@ -244,6 +260,8 @@ def _run(work: _Work, finals: Mapping[str, Path], force: bool, progress: Progres
             tested, asked = partials[0].directory, floats if work.fidelity else None
             seal(partial.directory, form, plan, work.source, work.text, data_digest, tested, progress, asked)
         shutil.rmtree(partials[0].directory / STORE, ignore_errors=True)
+        for form, partial in zip(work.forms, partials, strict=True):
+            require_size(plan.recipe, f"the {form.name} artifact", directory_size(partial.directory))
         for partial in partials:
             partial.publish()
 

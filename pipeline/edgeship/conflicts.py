@@ -12,6 +12,7 @@ from edgeship.encodings import ENCODINGS, Encoding, encoding_of
 from edgeship.errors import PlanError
 from edgeship.quant.mixes import FALLBACKS
 from edgeship.recipe import Format
+from edgeship.size_limit import described, over
 from edgeship.sizes import format_size
 from edgeship.yaml_source import Problem
 
@@ -52,13 +53,9 @@ def _conflicts(plan: Plan) -> Iterator[Conflict]:
             f"lower it{'' if d.rope.scaling else ', or set rope_scaling (YaRN)'}",
         )
     for form, made in plan.footprints.items():
-        limit = r.accept.size_mb
-        if limit is not None and made.size_bytes > limit * 1e6:
-            yield (
-                "accept.size_mb",
-                f"the {form} file alone takes {made.size_bytes / 1e6:.0f} MB, "
-                f"over the limit of {limit:g} MB; raise it, or choose smaller types",
-            )
+        if over(r, made.size_bytes):
+            found = f"{described(r, made.size_bytes)} for the {form} file alone"
+            yield "accept.size_mb", f"{found}; raise it, or choose smaller types"
 
 
 def _of_formats(plan: Plan) -> Iterator[Conflict]:

@@ -125,7 +125,7 @@ class VerdictError(EdgeshipError):
 
 
 class FidelityError(EdgeshipError):
-    """An artifact lost more against the float model than its recipe accepts.
+    """An artifact lost more against the float model, or is larger, than its recipe accepts.
 
     `raises` would repair that: names of encodings by the keys of tensors; empty where nothing is left to raise.
     """

@@ -18,10 +18,11 @@ from edgeship import archs, mixing
 from edgeship.archs.base import Decoder, Role
 from edgeship.conflicts import conflicts, notes
 from edgeship.encodings import ENCODINGS, Encoding
-from edgeship.errors import PlanError
+from edgeship.errors import FidelityError, PlanError
 from edgeship.footprint import Footprint, footprint
 from edgeship.quant import mixes
 from edgeship.recipe import Format, Recipe, RopeScaling
+from edgeship.size_limit import over
 
 ROPE_ROWS = 32768
 """Rows of the rotary tables at most, unless the recipe's context is longer: 16 MB at head size 128."""
@@ -118,10 +119,12 @@ class Plan:
         return self.footprints[self.formats[0]].bits_per_weight
 
     def require(self) -> None:
-        """Raises PlanError listing the conflicts, if there are any."""
+        """Raises PlanError listing the conflicts, if there are any; FidelityError where all are `accept.size_mb`."""
         if self.conflicts:
             listed = "\n".join(f"  - {c}" for c in self.conflicts)
-            raise PlanError(
+            large = sum(over(self.recipe, made.size_bytes) for made in self.footprints.values())
+            kind = FidelityError if large == len(self.conflicts) else PlanError
+            raise kind(
                 f"{self.recipe.name} cannot be exported; nothing was written.\n{listed}",
                 hint="change the recipe as listed, then look at `edgeship plan` again",
             )

@@ -178,10 +178,13 @@ class Sampling(Frozen):
 
 
 class Accept(Frozen):
-    """Limits the artifact must stay under."""
+    """Limits the artifact must stay under; one that misses them is not sealed."""
 
     size_mb: float | None = Field(
-        default=None, gt=0, le=1e6, description="size of the artifact on disk, in MB of 10^6 bytes"
+        default=None,
+        gt=0,
+        le=1e6,
+        description="size of the artifact on disk, in MB of 10^6 bytes: all its files, each format by itself",
     )
     kl_mean: float | None = Field(
         default=None,

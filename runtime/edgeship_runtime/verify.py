@@ -233,7 +233,7 @@ class _Findings:
         entries = self.manifest.files.values()
         total = sum(entry.size for entry in entries) + (self.directory / MANIFEST_NAME).stat().st_size
         size = self.results["size"] = Size(round(total / 1e6, 3), self.manifest.budgets.size_mb)
-        if size.budget_mb is not None and size.mb > size.budget_mb:
+        if size.budget_mb is not None and total > size.budget_mb * 1e6:
             self.failures.append(f"size: {size.mb} MB is more than the budget of {size.budget_mb:g} MB")
 
     def check_chats(self) -> None:

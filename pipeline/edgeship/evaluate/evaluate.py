@@ -25,6 +25,7 @@ from edgeship.plan import read_decoder
 from edgeship.progress import Progress
 from edgeship.recipe import RopeScaling
 from edgeship.reference.weights import CheckpointWeights, Weights
+from edgeship.size_limit import directory_size
 from edgeship.tokenizer import TOKENIZER, open_tokenizer, special_tokens
 from edgeship_runtime.engines import open_engine
 from edgeship_runtime.errors import EdgeshipRuntimeError
@@ -275,7 +276,7 @@ def _sizes(directory: Path, manifest: Manifest) -> tuple[int, int]:
     if directory.is_file():
         header = read_model(directory)
         return sum(each.size - each.data for each in header), directory.stat().st_size
-    whole = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
+    whole = directory_size(directory)
     name = model_path(directory, manifest).name
     return sum(p.stat().st_size for p in directory.glob(f"{name}*")), whole
 

@@ -19,6 +19,7 @@ from edgeship.memory import peak_rss
 from edgeship.partial import PartialExport
 from edgeship.progress import Progress
 from edgeship.recipe import Recipe
+from edgeship.size_limit import directory_size, require_size
 from edgeship_runtime.cpu import usable_cores
 
 EXPORTERS: dict[str, Exporter] = {"optimum": optimum, "olive": olive}
@@ -51,8 +52,9 @@ def export(recipe: Recipe, *, checkpoint: Path | None, out: Path, force: bool, p
             made = EXPORTERS[recipe.exporter].write(job)
             progress.finish()
             progress.note(made.summary)
+            require_size(recipe, f"the {FORMAT} artifact", directory_size(partial.directory))
             partial.publish()
-    size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
+    size = directory_size(final)
     peak = max(peak_rss(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10)
     return ExportReport(
         artifact=out / recipe.name,

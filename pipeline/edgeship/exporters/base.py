@@ -14,7 +14,7 @@ from edgeship import __version__
 from edgeship.checkpoint.checkpoint import Checkpoint, read_config
 from edgeship.checkpoint.files import INDEX, choose_weights, read_limited, require_tokenizer, side_files
 from edgeship.checkpoint.hub import fetch
-from edgeship.errors import CheckpointError, PlanError
+from edgeship.errors import CheckpointError
 from edgeship.exporters.environment import Environment
 from edgeship.formats.onnx.graph import operators
 from edgeship.progress import Progress, downloads
@@ -133,16 +133,6 @@ def manifest(
 def weight_bytes(files: Mapping[str, FileEntry]) -> int:
     """Bytes of the graphs and their weights."""
     return sum(entry.size for name, entry in files.items() if ".onnx" in name)
-
-
-def check_size(recipe: Recipe, files: Mapping[str, FileEntry]) -> None:
-    """Raises PlanError where the files are over the recipe's limit."""
-    size, limit = sum(entry.size for entry in files.values()), recipe.accept.size_mb
-    if limit is not None and size > limit * 1e6:
-        raise PlanError(
-            f"accept.size_mb: the artifact takes {size / 1e6:.1f} MB, over the limit of {limit:g} MB: not sealed.",
-            hint="raise the limit, or choose smaller types",
-        )
 
 
 def whole(config: Mapping[str, Any], *keys: str) -> int:

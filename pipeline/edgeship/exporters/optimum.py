@@ -22,7 +22,6 @@ from edgeship.exporters import seq2seq
 from edgeship.exporters.base import (
     Job,
     Made,
-    check_size,
     described,
     manifest,
     ship,
@@ -89,7 +88,6 @@ def write(job: Job) -> Made:
     example = f"edgeship-runtime {'embed' if options.task == EMBED else 'classify'} . 'A text.'"
     write_card(job, encoder.facts.type, options.task, count, size, close, example)
     made = replace(made, files=described(job.directory))
-    check_size(job.recipe, made.files)
     write_manifest(job.directory, made)
     return Made(round(8 * size / count, 3), close)
 

@@ -17,7 +17,7 @@ from edgeship.checkpoint.strict_json import show
 from edgeship.errors import CheckpointError, FidelityError
 from edgeship.exporter import Optimum
 from edgeship.exporters import environment as environments
-from edgeship.exporters.base import Job, Made, check_size, described, manifest, ship, weight_bytes, whole, write_card
+from edgeship.exporters.base import Job, Made, described, manifest, ship, weight_bytes, whole, write_card
 from edgeship.exporters.pooling import sequence_limit
 from edgeship.exporters.texts import TEXTS
 from edgeship.tokenizer import GENERATION, TOKENIZER_CONFIG, open_tokenizer
@@ -70,7 +70,6 @@ def write(job: Job, options: Optimum, least: float) -> Made:
     made = manifest(job, pair.facts, SamplingDefaults(), files, weights, graphs=(ENCODER, DECODER))
     write_card(job, pair.facts.type, options.task, count, size, close, EXAMPLE)
     made = replace(made, files=described(job.directory))
-    check_size(job.recipe, made.files)
     write_manifest(job.directory, made)
     return Made(round(8 * size / count, 3), close)
 

@@ -20,6 +20,7 @@ from edgeship.errors import FidelityError, PlanError, RecipeError, UsageError
 from edgeship.plan import plan_checkpoint
 from edgeship.progress import Silent
 from edgeship.recipe_file import read_recipe
+from edgeship.size_limit import directory_size
 from edgeship_runtime.manifest import read_manifest
 from edgeship_runtime.verify import verify
 from exports import built, recipe
@@ -142,14 +143,54 @@ def test_a_repair_that_does_not_suffice_ends(checkpoint: Path, text: Path, tmp_p
 
 
 def test_a_repair_keeps_the_limit_on_size(checkpoint: Path, text: Path, tmp_path: Path, lost: dict[str, Any]) -> None:
-    config = open_checkpoint(checkpoint).config
-    size = plan_checkpoint(recipe(scheme=INT4), config).footprints["onnx"].size_bytes / 1e6
-    with pytest.raises(PlanError, match=r"accept\.size_mb"):
+    source = open_checkpoint(checkpoint)
+    size = plan_checkpoint(recipe(scheme=INT4), source.config).footprints["onnx"].size_bytes
+    size += sum(path.stat().st_size for path in source.files if path.suffix != ".safetensors")
+    with pytest.raises(FidelityError, match=r"with \d+ tensors raised .* would go over accept\.size_mb") as caught:
         export(
             checkpoint, tmp_path, text,
-            accept={"kl_mean": lost["kl_mean"] * 0.1, "repair": True, "size_mb": size + 0.001},
+            accept={"kl_mean": lost["kl_mean"] * 0.1, "repair": True, "size_mb": size / 1e6 + 0.015},
         )  # fmt: skip
+    assert "a mean KL divergence of at most" in caught.value.message
     assert list(tmp_path.iterdir()) == []
+
+
+class TestSize:
+    """`accept.size_mb` holds for all files of an artifact, each format by itself."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def sizes(cls, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+        """MB of each format, sealed without a limit."""
+        pytest.importorskip("gguf")
+        made = cls.export(checkpoint, tmp_path_factory.mktemp("sizes"), None)
+        return {form: directory_size(made / form) / 1e6 for form in BOTH}
+
+    @staticmethod
+    def export(checkpoint: Path, out: Path, limit: float | None) -> Path:
+        return built(recipe(scheme=INT4, formats=BOTH, accept={"size_mb": limit}), out, BOTH, checkpoint=checkpoint)
+
+    def test_the_whole_artifact_counts(self, checkpoint: Path, tmp_path: Path, sizes: dict[str, float]) -> None:
+        for limit in (sizes["onnx"] - 0.001, sizes["gguf"] + 0.001):  # the larger one is ONNX
+            with pytest.raises(FidelityError, match=r"the onnx artifact\. The artifact was not sealed") as caught:
+                self.export(checkpoint, tmp_path, limit)
+            assert caught.value.exit_code == 16
+            assert list(tmp_path.iterdir()) == []
+        made = self.export(checkpoint, tmp_path, sizes["onnx"] + 0.001)
+        assert all(verify(made / form, threads=1).verdict == "pass" for form in BOTH)
+
+    def test_what_is_known_before_is_said_before(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(build, "stream", None)
+        planned = plan_checkpoint(recipe(scheme=INT4), open_checkpoint(checkpoint).config)
+        size = planned.footprints["onnx"].size_bytes / 1e6
+        for limit, said in ((size - 0.0001, "for the onnx file alone"), (size + 0.0001, "weights and tokenizer of")):
+            with pytest.raises(FidelityError, match=said) as caught:
+                self.export(checkpoint, tmp_path, limit)
+            expected, found = re.findall(r"([\d.]+) MB", caught.value.message)[:2]
+            assert float(found) > float(expected)
+            assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_while_it_is_measured_it_goes_on_from_there(

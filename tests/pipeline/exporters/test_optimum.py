@@ -12,7 +12,7 @@ import pytest
 
 from command_line import Ended
 from edgeship import cli, exporters
-from edgeship.errors import ArtifactError, CheckpointError, EdgeshipError, FidelityError, PlanError, RecipeError
+from edgeship.errors import ArtifactError, CheckpointError, EdgeshipError, FidelityError, RecipeError
 from edgeship.progress import Silent
 from edgeship.recipe_file import read_recipe
 from edgeship_runtime import load
@@ -138,7 +138,7 @@ MAX = {"1_Pooling/config.json": {"pooling_mode_max_tokens": True, "pooling_mode_
         ("", {"model.safetensors": None, "pytorch_model.bin": {}}, CheckpointError, "pickle"),
         ("optimum: {task: text-classification}", without("id2label"), CheckpointError, "id2label"),
         ("optimum: {quantization: static, calibration: none.txt}", {}, RecipeError, "none.txt"),
-        ("accept: {size_mb: 0.0001}", {}, PlanError, "size_mb"),
+        ("accept: {size_mb: 0.0001}", {}, FidelityError, "size_mb"),
     ],
 )
 def test_what_cannot_be_exported_leaves_nothing(

@@ -98,6 +98,17 @@ def test_conversations_go_through_the_models_template(text: TextSide, tmp_path: 
     assert found != read_tokens(Calibration(chats=file, tokens=256, sequence=64, seed=3), text)
 
 
+def test_what_else_may_end_a_line_is_part_of_a_conversation(text: TextSide, tmp_path: Path) -> None:
+    def found(name: str, between: str, mark: str = "") -> list[list[int]]:
+        chats = [{"messages": [{"role": "user", "content": f"The cat{between}sat on mat {i}"}]} for i in range(9)]
+        lines = [json.dumps(each, ensure_ascii=False) for each in chats]
+        return read_tokens(Calibration(chats=written(tmp_path / name, mark + "\n".join(lines)), tokens=64), text)
+
+    for place, end in enumerate("\u2028\u2029\x85"):
+        assert end in text.tokenizer.decode(found(f"{place}.jsonl", end)[0])
+    assert found("marked.jsonl", " ", "\ufeff") == found("plain.jsonl", " ")  # as Windows' editors save
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -70,7 +70,7 @@ def _read(file: Path) -> str:
                 f"{file}: expected at most {MOST_BYTES >> 20} MiB of calibration text, found {size >> 20} MiB.",
                 hint="cut a part out of it: some thousand tokens are looked at",
             )
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         reason = error.strerror or str(error)
     except UnicodeDecodeError as error:
@@ -86,7 +86,7 @@ def _render(file: Path, written: str, text: TextSide) -> Iterator[str]:
             f"{file}: expected a model with a chat template to render conversations with, found none.",
             hint="give plain text: `calibration: {text: FILE}`",
         )
-    for number, line in enumerate(written.splitlines(), 1):
+    for number, line in enumerate(written.split("\n"), 1):  # JSON's strings may hold what Unicode calls a line's end
         if not line.strip():
             continue
         try:

@@ -66,6 +66,8 @@ class Calibrator:
         walk = Walk(
             self.decoder, seen, self.tokens, batch_tokens=BATCH_TOKENS, copies=self._copies, directory=self.directory
         )
+        if walk.done:
+            self.progress.note(f"{self.algorithm}: {walk.done} of {self.decoder.layers} blocks were done before")
         self.progress.start((self.decoder.layers - walk.done) * block_bytes(self.decoder), self.algorithm)
         while walk.done < self.decoder.layers:
             with threads_for(self.decoder.hidden_size):
@@ -85,6 +87,12 @@ class Calibrator:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = {role.key: role.shape for role in self.decoder.roles()}
         return {HEAD: shapes[EMBED]} | shapes
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """In the checkpoint; a tied head has the name of the table that it is made from."""
+        names = {role.key: role.tensor for role in self.decoder.roles()}
+        return {HEAD: names[EMBED]} | names
 
     def _block(self, walk: Walk) -> None:
         """Quantize a block, and take the hidden states through it: copy 0 as quantized, copy 1 in float.
@@ -223,8 +231,8 @@ class Calibrator:
                 made = choose(a, rows(a, b))
                 if not np.isfinite(made.scales).all():
                     raise CheckpointError(
-                        f"{key}: expected finite weights within the range of float16, found NaN, infinity or a larger "
-                        f"value. The artifact would answer with garbage.",
+                        f"tensor {self._names[key]}: expected finite weights within the range of float16, found NaN, "
+                        f"infinity or a larger value. The artifact would answer with garbage.",
                         hint="the checkpoint is damaged or was saved mid-divergence: fetch it again",
                     )
                 store.put(a, made)

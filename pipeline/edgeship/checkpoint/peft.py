@@ -129,7 +129,7 @@ class _Scaling:
                 hint="the two files belong to different adapters; fetch the adapter again",
             )
         alpha = self._number("lora_alpha", 8, self._match(self._alphas, module))
-        return alpha / math.sqrt(rank) if self._config.get("use_rslora") is True else alpha / rank
+        return alpha / math.sqrt(rank) if self._config.get("use_rslora") else alpha / rank
 
     def _patterns(self, key: str) -> dict[str, Any]:
         patterns = self._config.get(key) or {}
@@ -188,7 +188,7 @@ def _changes(path: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTe
             found["transposed"] = found.get("transposed", False) or "lora_embedding" in suffix
     out = {}
     for target, found in parts.items():
-        problem = _incomplete(target, found, config.get("use_dora") is True)
+        problem = _incomplete(target, found, bool(config.get("use_dora")))
         if problem:
             problems.append(f"{show(target)[1:-1]}: {problem}")
         elif "a" in found:

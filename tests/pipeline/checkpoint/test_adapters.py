@@ -114,6 +114,14 @@ def test_a_merge_equals_pefts(checkpoint: Path, tmp_path: Path, config: dict[str
 
 
 @pytest.mark.parity
+def test_numbers_for_yes_and_no_are_read_as_peft_reads_them(checkpoint: Path, tmp_path: Path) -> None:
+    made = train(checkpoint, tmp_path / "adapter", r=8, use_rslora=True, target_modules=["q_proj"])
+    file = made / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_rslora": 1, "use_dora": 0}))
+    assert compare(checkpoint, made) == {f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2)}
+
+
+@pytest.mark.parity
 def test_two_adapters_one_after_the_other(checkpoint: Path, tmp_path: Path) -> None:
     first = train(checkpoint, tmp_path / "first", r=4, target_modules=["q_proj", "v_proj"])
     second = train(checkpoint, tmp_path / "second", r=2, lora_alpha=9, target_modules=["v_proj", "o_proj"])

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from edgeship.calibrate.text import Tokens
 from edgeship.checkpoint.adapters import merge, open_adapters
 from edgeship.checkpoint.checkpoint import Checkpoint, account, fingerprint, open_checkpoint
 from edgeship.checkpoint.hub import fetch
-from edgeship.errors import ArtifactError, FidelityError, ResourceError
+from edgeship.errors import ArtifactError, CheckpointError, FidelityError, PlanError, RecipeError, ResourceError
 from edgeship.evaluate.gate import Gate, measure, open_gate
 from edgeship.formats import draw_up
 from edgeship.formats.base import Format
@@ -96,10 +96,9 @@ def export(
     with storage_errors(out):
         finals = {name: out / recipe.name / name for name in formats}
         refuse_existing(finals.values(), force)
-        kept = out / recipe.name / MEASURED
-        work = replace(_prepare(recipe, checkpoint, formats, max_ram, kept, progress), fidelity=fidelity)
-        work = _run_until_accepted(work, finals, force, progress)
-        shutil.rmtree(kept, ignore_errors=True)
+        with _kept_for_another_run(out, recipe.name) as kept:
+            work = replace(_prepare(recipe, checkpoint, formats, max_ram, kept, progress), fidelity=fidelity)
+            work = _run_until_accepted(work, finals, force, progress)
     size = sum(directory_size(final) for final in finals.values())
     seconds, peak = time.perf_counter() - started, peak_rss()
     if peak > work.max_ram:
@@ -113,6 +112,25 @@ def export(
         bits_per_weight=round(work.plan.footprints[work.forms[0].name].bits_per_weight, 3),
         source_revision=work.source.revision,
     )
+
+
+@contextmanager
+def _kept_for_another_run(out: Path, name: str) -> Iterator[Path]:
+    """Where an export keeps what was found out, gone when it ends, or where its input is at fault; as `PartialExport`.
+
+    Directories that the export made and that are empty then are gone too.
+    """
+    made = [path for path in (out / name, out) if not path.exists()]
+    kept = out / name / MEASURED
+    try:
+        yield kept
+    except (RecipeError, PlanError, CheckpointError, FidelityError):
+        shutil.rmtree(kept, ignore_errors=True)
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+    shutil.rmtree(kept, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgeship.errors import FidelityError
+from edgeship.errors import FidelityError, RecipeError, UsageError
 from edgeship.evaluate.measures import Fidelity
 from edgeship.evaluate.sources import PassLogits, compare
 from edgeship.evaluate.windows import Windows, read_windows
@@ -40,11 +40,16 @@ class Gate:
 
 
 def open_gate(accept: Accept, tokenizer: Tokenizer, checkpoint: Path, context: int) -> Gate | None:
-    """The gate of a recipe, None where it sets no limit. Raises UsageError where its text cannot be used."""
+    """The gate of a recipe, None where it sets no limit. Raises RecipeError where its text cannot be used."""
     if not accept.fidelity:
         return None
     text = Path(accept.text) if accept.text else None
-    return Gate(accept, read_windows(tokenizer, text, accept.tokens, min(WINDOW, context), checkpoint))
+    try:
+        return Gate(accept, read_windows(tokenizer, text, accept.tokens, min(WINDOW, context), checkpoint))
+    except UsageError as error:
+        raise RecipeError(
+            f"accept.text: {error.message}", hint="give a longer text of UTF-8 as accept.text, or more of accept.tokens"
+        ) from None
 
 
 def measure(gate: Gate, plan: Plan, floats: Weights, stored: Weights, progress: Progress) -> Fidelity:

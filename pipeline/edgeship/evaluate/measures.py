@@ -15,7 +15,7 @@ from math import exp, isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeship.errors import ArtifactError
+from edgeship.errors import ArtifactError, CheckpointError
 
 SOURCE = "llama.cpp, tools/perplexity/perplexity.cpp"
 TOP = 5
@@ -49,10 +49,15 @@ class Comparison:
     def add(self, reference: NDArray[np.float32], found: NDArray[np.float32], target: int) -> None:
         """Compare the logits `[V]` of both at a position that the token `target` follows.
 
-        Raises ArtifactError where `found` has what is no number.
+        Raises CheckpointError where `reference` has what is no number, ArtifactError where `found` has.
         """
         ours, theirs = log_probabilities(reference), log_probabilities(found)
         kl = float(np.exp(ours) @ (ours - theirs))
+        if not isfinite(kl) and not np.isfinite(reference).all():
+            raise CheckpointError(
+                "expected finite logits from the float model, found NaN or infinity. Nothing can be compared with it.",
+                hint="the checkpoint is damaged, or its config.json belongs to another model",
+            )
         if not isfinite(kl):
             raise ArtifactError(
                 "expected finite logits from the artifact, found NaN or infinity.", hint="export the artifact again"

@@ -16,7 +16,7 @@ from checkpoints import random_weights, write_checkpoint, write_weights
 from edgeship import build, cli
 from edgeship.checkpoint.checkpoint import open_checkpoint
 from edgeship.diff import diff
-from edgeship.errors import FidelityError, PlanError, RecipeError, UsageError
+from edgeship.errors import FidelityError, PlanError, RecipeError
 from edgeship.plan import plan_checkpoint
 from edgeship.progress import Silent
 from edgeship.recipe_file import read_recipe
@@ -244,9 +244,25 @@ def test_the_text_is_looked_for_before_the_work(checkpoint: Path, tmp_path: Path
         export(checkpoint, tmp_path, tmp_path / "absent.txt", accept={"kl_mean": 1})
     short = tmp_path / "short.txt"
     short.write_text("too short")
-    with pytest.raises(UsageError, match="at least 256 tokens"):
+    with pytest.raises(RecipeError, match=r"accept\.text: .*at least 256 tokens") as caught:
         export(checkpoint, tmp_path / "out", short, accept={"kl_mean": 1})
+    assert "--" not in caught.value.hint
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_leaves_nothing_of_what_was_found_out(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {
+        "scheme": {**INT4, "algorithm": "gptq"},
+        "calibration": {"tokens": 64, "sequence": 32},
+        "accept": {"kl_mean": 1e-9},
+    }
+    with pytest.raises(FidelityError, match="was not sealed"):
+        export(checkpoint, tmp_path / "new" / "out", text, **fields)
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FidelityError, match="was not sealed"):
+        export(checkpoint, tmp_path / "mine", text, **fields)
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 @pytest.fixture(scope="module")

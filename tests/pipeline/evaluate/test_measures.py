@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import tolerances
-from edgeship.errors import ArtifactError
+from edgeship.errors import ArtifactError, CheckpointError
 from edgeship.evaluate.measures import Comparison, log_probabilities, repetition
 from edgeship.evaluate.sources import compare
 from edgeship.evaluate.windows import Windows
@@ -90,8 +90,10 @@ def test_what_is_no_number_is_refused(value: float) -> None:
     logits = np.zeros(10, np.float32)
     broken = logits.copy()
     broken[3] = value
-    with pytest.raises(ArtifactError, match="finite logits"):
+    with pytest.raises(ArtifactError, match="finite logits from the artifact"):
         Comparison().add(logits, broken, 0)
+    with pytest.raises(CheckpointError, match="finite logits from the float model"):
+        Comparison().add(broken, logits, 0)
 
 
 def test_nothing_compared_is_no_result() -> None:

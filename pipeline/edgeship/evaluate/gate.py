@@ -13,7 +13,7 @@ from edgeship.errors import FidelityError, RecipeError, UsageError
 from edgeship.evaluate.measures import Fidelity
 from edgeship.evaluate.sources import PassLogits, compare
 from edgeship.evaluate.windows import Windows, read_windows
-from edgeship.evaluate.worst import Raise, choose, rank
+from edgeship.evaluate.worst import GAIN_TOKENS, Raise, choose, rank
 from edgeship.plan import Plan
 from edgeship.progress import Progress
 from edgeship.recipe import Accept
@@ -70,7 +70,7 @@ def measure(gate: Gate, plan: Plan, floats: Weights, stored: Weights, progress: 
     progress.note(f"fidelity: mean KL divergence {found.kl_mean:.5f}, top-1 agreement {100 * found.top1:.1f} %")
     problems = _problems(gate.accept, found)
     if problems:
-        ranked = rank(plan, floats, stored, windows, progress.note)
+        ranked = rank(plan, floats, stored, windows, found.kl_mean, progress.note)
         raise _refusal(plan, gate.accept, found, problems, ranked)
     return found
 
@@ -88,7 +88,8 @@ def _refusal(plan: Plan, accept: Accept, found: Fidelity, problems: list[str], r
     chosen = choose(ranked, found.kl_mean - AIM * _allowed(accept, found)) if ranked else []
     lines = [f"  - {_told(each)}" for each in ranked[:SHOWN]]
     listed = (
-        "\nWhat raising tensors to 8 bits costs and gains, the most for its bytes first:\n" + "\n".join(lines)
+        f"\nWhat raising tensors to 8 bits costs in {plan.formats[0]} and gains, as {GAIN_TOKENS} tokens tell, the "
+        "most for its bytes first:\n" + "\n".join(lines)
         if lines
         else ""
     )

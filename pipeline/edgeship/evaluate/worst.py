@@ -2,15 +2,16 @@
 
 First a look at every tensor at once: the float model runs, and each product with a weight is made with the stored
 weight too. The noise of the difference, relative to what the product adds to the hidden state, ranks the tensors. Then
-the likeliest few are measured one by one: the stored model with that tensor in float, on a part of the text. What a
-tensor that was not measured would gain follows from its noise and the gains of those that were.
+the likeliest few are measured one by one: the stored model with that tensor raised, on a part of the text; the gain is
+then taken in proportion to what the whole text lost. What a tensor that was not measured would gain follows from its
+noise and the gains of those that were.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from edgeship.encodings import ENCODINGS, Encoding
 from edgeship.evaluate.sources import PassLogits, compare
 from edgeship.evaluate.windows import Windows
 from edgeship.plan import Plan, PlannedTensor
+from edgeship.quant import rtn
 from edgeship.reference.forward import Pass
 from edgeship.reference.weights import EMBED, HEAD, Floats, Weights
 
@@ -63,9 +65,14 @@ def raised_encoding(encoding: Encoding) -> Encoding:
 
 
 def rank(
-    plan: Plan, floats: Weights, stored: Weights, windows: Windows, tell: Callable[[str], None] = lambda what: None
+    plan: Plan,
+    floats: Weights,
+    stored: Weights,
+    windows: Windows,
+    lost: float,
+    tell: Callable[[str], None] = lambda what: None,
 ) -> list[Raise]:
-    """Every candidate with its gain, the largest gain for its bytes first."""
+    """Every candidate with its gain, the largest gain for its bytes first; `lost`: by the stored weights, in nats."""
     every = candidates(plan)
     if not every:
         return []
@@ -81,7 +88,8 @@ def rank(
         whole = _divergence(plan, stored, reference, few)
         for i in likeliest:
             tell(f"measuring {every[i].names[0]}")
-            gains[i] = whole - _divergence(plan, _Swapped(stored, floats, every[i].keys), reference, few)
+            raised = _Raised(stored, floats, every[i])
+            gains[i] = (whole - _divergence(plan, raised, reference, few)) * lost / max(whole, 1e-30)
     known = sum(shares[i] for i in gains)
     rate = max(sum(gains.values()), 0.0) / known if known else 0.0
     found = [
@@ -107,15 +115,17 @@ def _divergence(plan: Plan, weights: Weights, reference: PassLogits, windows: Wi
         return compare(reference, logits, windows, plan.decoder.vocab_size).kl_mean
 
 
-class _Swapped:
-    """Stored weights, with those of some tensors from the float model."""
+class _Raised:
+    """Stored weights, with some tensors as they would be when raised."""
 
-    def __init__(self, stored: Weights, floats: Weights, keys: Collection[str]) -> None:
-        self._stored, self._floats, self._keys = stored, floats, frozenset(keys)
+    def __init__(self, stored: Weights, floats: Weights, raised: Raise) -> None:
+        self._stored, self._floats, self._keys = stored, floats, frozenset(raised.keys)
+        self._encoding = ENCODINGS[raised.encoding]
 
     def weights(self, key: str, a: int, b: int) -> Floats:
-        swapped = key in self._keys or (key == HEAD and EMBED in self._keys)
-        return (self._floats if swapped else self._stored).weights(key, a, b)
+        if not (key in self._keys or (key == HEAD and EMBED in self._keys)):
+            return self._stored.weights(key, a, b)
+        return rtn.quantize(self._floats.weights(key, a, b), BITS, self._encoding.group).dequantize()
 
     def vector(self, key: str) -> Floats:
         return self._stored.vector(key)

@@ -17,6 +17,7 @@ from edgeship import build, cli
 from edgeship.checkpoint.checkpoint import open_checkpoint
 from edgeship.diff import diff
 from edgeship.errors import FidelityError, PlanError, RecipeError
+from edgeship.evaluate import gate, worst
 from edgeship.plan import plan_checkpoint
 from edgeship.progress import Silent
 from edgeship.recipe_file import read_recipe
@@ -115,6 +116,24 @@ def test_a_repair_raises_what_it_takes_and_says_so(
     assert f"mean KL divergence {made['fidelity']['kl_mean']:.4f} nats" in card
     assert f"raised to 8 bits for that: {', '.join(sorted(made['raised']))}" in card
     assert verify(tmp_path / "case" / "onnx").verdict == "pass"
+
+
+@pytest.mark.parametrize(("shown", "tolerance"), [(4096, 1e-3), (worst.GAIN_TOKENS, tolerances.GAIN)])
+def test_a_gain_is_what_raising_the_tensor_gains(
+    shown: int, tolerance: float, checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As promised for the worst tensor from `shown` tokens, and as raising it alone gains on all 4096."""
+    monkeypatch.setattr(worst, "GAIN_TOKENS", shown)
+    monkeypatch.setattr(gate, "AIM", 1)  # as little as meets the limit
+    accept = {"kl_mean": 50.0, "tokens": 4096}
+    before = export(checkpoint, tmp_path / "before", text, accept=accept)["fidelity"]["kl_mean"]
+    with pytest.raises(FidelityError) as caught:
+        export(checkpoint, tmp_path, text, accept=accept | {"kl_mean": before / 2})
+    first, said = re.findall(r"- (\S+): .* KL divergence ([\d.]+) less", caught.value.message)[0]
+    only = accept | {"kl_mean": before - 1e-4, "repair": True}
+    made = export(checkpoint, tmp_path / "after", text, accept=only)
+    assert list(made["raised"]) == [first]
+    assert float(said) == pytest.approx(before - made["fidelity"]["kl_mean"], rel=tolerance)
 
 
 def test_a_limit_on_the_likeliest_token(checkpoint: Path, text: Path, tmp_path: Path, lost: dict[str, Any]) -> None:

@@ -122,8 +122,8 @@ def _of_mixed(plan: Plan) -> Iterator[Conflict]:
         try:
             mixing.choose(plan)
         except PlanError as error:
-            reason = error.message.removeprefix("scheme.mixed: ").removesuffix(".")
-            yield "scheme.mixed", f"{reason}; {error.hint}"
+            key, _, reason = error.message.removesuffix(".").partition(": ")
+            yield key, f"{reason}; {error.hint}"
 
 
 def _of_importance(plan: Plan) -> Iterator[Conflict]:

@@ -5,10 +5,11 @@ Before an export nothing is measured: a plan then assumes that every weight matt
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from math import ceil, prod
 from typing import TYPE_CHECKING
 
 from edgeship.archs.base import Decoder, Role
@@ -20,7 +21,7 @@ from edgeship.quant import mixed
 if TYPE_CHECKING:  # a plan has its choice made here
     from edgeship.plan import Plan, PlannedTensor
 
-LISTED = 12  # names in a line
+LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def types_of(choices: Mixed, decoder: Decoder, group_size: int) -> dict[str, list[Encoding]]:
@@ -58,12 +59,10 @@ def choose(plan: Plan, measured: Mapping[str, Mapping[str, float]] | None = None
         else:
             losses = {e.name: sum(measured[role.key][e.name] for role in roles) for e in kinds}
             options[name] = [mixed.Option(e.name, sizes[e.name], losses[e.name]) for e in kinds]
-    try:
-        chosen = mixed.choose(options, _budget(plan))
-    except ValueError as error:
-        raise PlanError(
-            f"scheme.mixed: {error}.", hint="raise the budget, or add a smaller type to scheme.mixed.types"
-        ) from None
+    least = sum(min(option.nbytes for option in each) for each in options.values())
+    if least > _budget(plan):
+        raise _too_little(plan, least)
+    chosen = mixed.choose(options, _budget(plan))
     return {role.key: chosen[name].encoding for name, roles in units.items() for role in roles}
 
 
@@ -85,28 +84,66 @@ def together(tensors: Sequence[PlannedTensor]) -> Iterator[PlannedTensor]:
 
 
 def described(plan: Plan) -> str:
-    """The choice of a plan in one line: the tensors of each type, the rarer ones by name."""
-    by_type: dict[str, list[str]] = defaultdict(list)
-    for t in plan.tensors:
+    """The choice of a plan in one line: every tensor of each type, as `attn.v of layers 0-3, 7`; the commonest rest."""
+    by_type: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for t in plan.stored():
         if t.role.part != "float":
-            by_type[t.encoding.name].append(t.role.key.removesuffix(".weight").replace("layers.", ""))
-    ranked = sorted(by_type.items(), key=lambda item: len(item[1]))
-    said = [f"{name} for {len(keys)} tensors" for name, keys in ranked]
-    for i, (_, keys) in enumerate(ranked[:-1]):
-        more = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
-        said[i] += f" ({', '.join(keys[:LISTED])}{more})"
+            number = LAYER.match(t.role.key)
+            kind = t.role.key[number.end() if number else 0 :].removesuffix(".weight")
+            by_type[t.encoding.name][kind] += [int(number[1])] if number else [-1]
+    counts = {name: sum(map(len, kinds.values())) for name, kinds in by_type.items()}
+    said = []
+    for name in sorted(by_type, key=lambda each: counts[each]):
+        listed = ", ".join(kind if -1 in of else f"{kind} of {_ranges(of)}" for kind, of in by_type[name].items())
+        named = "the rest" if name == max(counts, key=lambda each: counts[each]) else listed
+        said.append(f"{name} for {counts[name]} tensors ({named})")
     return "mixed: " + "; ".join(said)
 
 
+def _ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers of layers, neighbours as one range."""
+    runs: list[list[int]] = []
+    for each in numbers:
+        if runs and runs[-1][1] == each - 1:
+            runs[-1][1] = each
+        else:
+            runs.append([each, each])
+    joined = " ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"layer{'s' if len(numbers) > 1 else ''} {joined}"
+
+
 def _budget(plan: Plan) -> int:
-    """Bytes for the tensors that have a choice."""
+    """Bytes for the tensors that have a choice; below zero where the others take more."""
     choices = plan.recipe.scheme.mixed
     assert choices is not None
-    floats = sum(4 * t.weights for t in plan.tensors if t.role.part == "float")
     if choices.bits_per_weight is not None:
-        return int(choices.bits_per_weight * plan.parameters / 8) - floats
+        return int(choices.bits_per_weight * plan.parameters / 8) - _beside(plan)
     assert choices.budget_mb is not None
-    return int(choices.budget_mb * 1e6) - floats - max((made.overhead for made in plan.footprints.values()), default=0)
+    return int(choices.budget_mb * 1e6) - _beside(plan)
+
+
+def _beside(plan: Plan) -> int:
+    """Bytes of a budget that go to what has no choice: float tensors, and a file's tables where they count."""
+    choices = plan.recipe.scheme.mixed
+    floats = sum(4 * t.weights for t in plan.tensors if t.role.part == "float")
+    if choices is not None and choices.bits_per_weight is not None:
+        return floats
+    return floats + max((made.overhead for made in plan.footprints.values()), default=0)
+
+
+def _too_little(plan: Plan, least: int) -> PlanError:
+    """The smallest types take `least` bytes: what the budget has to be for that, rounded up."""
+    choices, whole = plan.recipe.scheme.mixed, least + _beside(plan)
+    assert choices is not None
+    if choices.bits_per_weight is not None:
+        bits = ceil(8 * whole / plan.parameters * 1000) / 1000
+        said = f"bits_per_weight: expected at least {bits:g}, which the smallest types take, found"
+        return PlanError(f"scheme.mixed.{said} {choices.bits_per_weight:g}.", hint=_MORE)
+    said = f"budget_mb: expected at least {ceil(whole / 1e3) / 1e3:g}, which the smallest types take, found"
+    return PlanError(f"scheme.mixed.{said} {choices.budget_mb:g}.", hint=_MORE)
+
+
+_MORE = "raise it, or add a smaller type to scheme.mixed.types"
 
 
 def _bytes(encoding: Encoding, shape: tuple[int, ...], formats: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ CONFIG = {
     "rope_theta": 10000.0, "max_position_embeddings": 1024, "tie_word_embeddings": True, "attention_bias": False,
 }  # fmt: skip
 BOTH = ("onnx", "gguf")
+FOUR_BITS = {"body": "int4", "embeddings": "int4", "head": "int4"}
 
 
 def planned(formats: tuple[str, ...] = BOTH, calibration: dict[str, Any] | None = None, **mixed: Any) -> Plan:
@@ -105,11 +107,31 @@ def test_q_k_and_v_are_one_matrix_in_onnx() -> None:
         assert kinds["layers.0.attn.q.weight"] == "int4-32"
 
 
+@pytest.mark.parametrize("formats", [BOTH, ("gguf",)])
+@pytest.mark.parametrize("budget", [{"bits_per_weight": 4.0}, {"budget_mb": 0.1}])
+def test_a_budget_that_is_too_small_says_what_would_do(budget: dict[str, float], formats: tuple[str, ...]) -> None:
+    ((key, value),) = budget.items()
+    (said,) = planned(formats, **budget).conflicts
+    found = re.fullmatch(rf"scheme\.mixed\.{key}: expected at least ([\d.]+), which the smallest types take, .*", said)
+    assert found
+    least = float(found[1])
+    assert planned(formats, **{key: least}).conflicts == ()
+    assert planned(formats, **{key: least - 0.002}).conflicts != ()
+    assert f"found {value:g}; raise it, or add a smaller type" in said
+
+
+def test_the_choice_is_told_whole() -> None:
+    raised = {f"layers.{i}.attn.{name}.weight": "int8-32" for i in (0, 1) for name in "qkv"}
+    raised |= {"layers.2.mlp.down.weight": "int8-32", "layers.0.mlp.down.weight": "int8-32", "embed.weight": "int8-32"}
+    assert mixing.described(make_plan(recipe(scheme=FOUR_BITS), CONFIG, chosen=raised)) == (
+        "mixed: int8-32 for 9 tensors (embed, attn.q of layers 0-1, attn.k of layers 0-1, attn.v of layers 0-1, "
+        "mlp.down of layers 0 2); int4-32 for 13 tensors (the rest)"
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"bits_per_weight": 4.0}, "the smallest types take"),
-        ({"budget_mb": 0.1}, "the smallest types take"),
         ({"bits_per_weight": 9.0, "types": ["int4", "q6_k"]}, "onnx has no q6_k"),
         ({"bits_per_weight": 6.0, "formats": ("gguf",), "types": ["q2_k", "iq2_s", "q6_k"]}, ""),
     ],
@@ -276,4 +298,4 @@ def test_a_choice_in_words() -> None:
     counts = [sum(t.encoding.name == name for t in plan.tensors) for name in ("int8-32", "int4-32")]
     assert f"int8-32 for {counts[0]} tensors" in mixing.described(plan)
     assert f"int4-32 for {counts[1]} tensors" in mixing.described(plan)
-    assert "0.attn.k" in mixing.described(plan), "the rarer ones by name"
+    assert "attn.k of layer 0" in mixing.described(plan), "the rarer ones by name"

@@ -6,6 +6,7 @@ import json
 import re
 import struct
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -169,13 +170,38 @@ def test_points_lie_where_their_values_are(tmp_path: Path) -> None:
     write_plot(points, tmp_path / "plot.png")
     image = Image.open(tmp_path / "plot.png").convert("RGB")
     dot = tuple(int(plot.DOT[i : i + 2], 16) for i in (1, 3, 5))
-    x = plot._axis([p.size_mb for p in points], plot.LEFT, plot.WIDTH - plot.RIGHT)
-    y = plot._axis([0.1, 0.001, plot.SMALLEST_KL], plot.HEIGHT - plot.BOTTOM, plot.TOP)
-    for point in points:
-        at = round(x.at(point.size_mb)), round(y.at(max(point.kl_mean, plot.SMALLEST_KL)))
-        assert image.getpixel(at) == dot
+    x, y = plot._axes(points)
+    assert y.low < 0.001 / 3 < 0.001 < 0.1 < y.high
+    for point, height in zip(points, (0.1, 0.001, y.low * plot.FLOOR), strict=True):
+        assert image.getpixel((round(x.at(point.size_mb)), round(y.at(height)))) == dot
     assert x.at(100) < x.at(400) < x.at(1600)
     assert x.at(400) - x.at(100) == pytest.approx(x.at(1600) - x.at(400))
+
+
+def test_names_that_do_not_fit_are_listed_below(tmp_path: Path) -> None:
+    from PIL import Image
+
+    few = [Point(f"artifact-{i}", 100.0 * 2**i, 0.1 / 2**i) for i in range(5)]
+    many = [Point(f"an-artifact-with-a-long-name-{i} onnxruntime", 100.0 + i % 4, 0.01 + 1e-4 * i) for i in range(25)]
+    heights = []
+    for points in (few, many):
+        write_plot(points, tmp_path / "plot.png")
+        heights.append(Image.open(tmp_path / "plot.png").size[1])
+    assert heights == [plot.HEIGHT, plot.HEIGHT + 14 * plot.LINE]
+
+
+def test_names_lie_within_the_axes_and_over_nothing() -> None:
+    from PIL import Image, ImageDraw, ImageFont
+
+    draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(15)
+    points = [Point(f"artifact-{i} onnxruntime", 1 + 0.3 * (i % 3), 0.001 * (1 + i % 2)) for i in range(6)]
+    x, y = plot._axes(points)
+    dots = [(x.at(p.size_mb), y.at(p.kl_mean)) for p in points]
+    labels = plot._placed(draw, font, [p.name for p in points], dots)
+    assert [label.text for label in labels] == [p.name for p in points]
+    boxes = [draw.textbbox(label.at, label.text, font, label.anchor) for label in labels]
+    assert all(plot._within(box) for box in boxes)
+    assert not any(plot._overlap(a, b) for a, b in combinations(boxes, 2))
 
 
 @pytest.mark.parametrize(

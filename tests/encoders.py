@@ -145,17 +145,19 @@ def write_files(directory: Path, files: dict[str, Any]) -> None:
         (directory / name).write_text(json.dumps(value), encoding="utf-8")
 
 
-def golden(cases: Sequence[tuple[str, Sequence[int], NDArray[np.float32]]], least: float = 0.99) -> dict[str, Any]:
-    """The value of `acceptance/encoder.json`."""
+def golden(
+    cases: Sequence[tuple[str, Sequence[int], NDArray[np.float32]]], least: float = 0.99, *, logits: bool = False
+) -> dict[str, Any]:
+    """The value of `acceptance/encoder.json`: of vectors or scores, or of a classifier's logits."""
     return {
-        "schema": 1,
+        "schema": 2 if logits else 1,
         "made_with": "numpy",
         "least_cosine": least,
         "cases": [
             {
                 "text": text,
                 "token_ids": list(ids),
-                "values": base64.b64encode(values.ravel().astype("<f2").tobytes()).decode(),
+                "values": base64.b64encode(values.ravel().astype("<f4" if logits else "<f2").tobytes()).decode(),
             }
             for text, ids, values in cases
         ],

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +71,24 @@ def play(how: dict[str, Any], arguments: list[str]) -> None:
         print(json.dumps({"made_with": "a stand-in"}))
 
 
+FAR: dict[str, Callable[[Any], Any]] = {
+    "mirrored": lambda rows: rows[..., ::-1] + 1,
+    "flipped": lambda rows: -rows,
+    "far off": lambda rows: rows + 10 * (rows == rows[..., :1]),
+    "a tenth": lambda rows: 10 * rows,
+    "the same": lambda rows: 0 * rows + range(1, 1 + rows.shape[-1]),
+}
+"""What the float model answers where the graph answers `rows`."""
+
+
 def _encoder(how: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
-    from encoders import write_graph
+    from encoders import LABELS, write_graph
 
-    answer = write_graph(Path(request["out"]) / "model.onnx", request["task"])
+    answer = write_graph(Path(request["out"]) / "model.onnx", request["task"], labels=how.get("labels", len(LABELS)))
     made = [answer(ids) for ids in request["cases"]]
-    floats = [rows[:, ::-1] + 1 for rows in made] if how.get("far") else made
+    floats = [FAR[how["far"]](rows) for rows in made] if "far" in how else made
     np.savez(Path(request["answers"]) / "made.npz", *made)
     np.savez(Path(request["answers"]) / "float.npz", *floats)
     return {"parameters": 1000, "made_with": "a stand-in"}

@@ -211,7 +211,8 @@ class Accept(Frozen):
         default=None,
         gt=0,
         le=1,
-        description="with exporter: optimum, least cosine similarity of any vector or scores to the float model's",
+        description="with exporter: optimum, least cosine similarity to the float model's of any vector, or of a "
+        "classifier's logits of all texts together",
     )
 
     @property

@@ -72,7 +72,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Label:
-    """What a classifier says of a text, or of the token at its characters `start` to `end`; `score` is from 0 to 1."""
+    """What a classifier says of a text, or of the token at its characters `start` to `end`.
+
+    `score` is from 0 to 1, or the value that a regression gives.
+    """
 
     name: str
     score: float

@@ -6,7 +6,7 @@ import base64
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -31,8 +31,14 @@ MODULES = "modules.json"
 CONFIG = "config.json"
 GOLDEN = "acceptance/encoder.json"
 
+FLOOR = 0.02
+"""Of the size of a classifier's logits: differences that hardly count where it answers all texts alike."""
+
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _MAX_BYTES = 1 << 24
+
+Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""What the float model answers to a text, and what the artifact does."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +56,61 @@ class Pooling:
 
 @dataclass(frozen=True)
 class Scores:
-    """Names of the labels, and whether each is a yes or no of its own."""
+    """Names of the labels, and what makes logits their scores: "softmax", "sigmoid", "none" (regression)."""
 
     names: tuple[str, ...]
-    apart: bool
+    function: str
 
     def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities of logits [..., labels]."""
+        """Scores of logits [..., labels]."""
         if logits.shape[-1] != len(self.names):
             raise EngineError(f"the graph knows {logits.shape[-1]} labels, {CONFIG} {len(self.names)}")
-        high = np.zeros(1, np.float32) if self.apart else logits.max(axis=-1, keepdims=True)
+        if self.function == "none":
+            return logits
+        apart = self.function == "sigmoid"
+        high = np.zeros(1, np.float32) if apart else logits.max(axis=-1, keepdims=True)
         powers = np.exp(np.clip(logits - high, -80, 80))
-        return np.asarray(powers / (powers + 1 if self.apart else powers.sum(axis=-1, keepdims=True)))
+        return np.asarray(powers / (powers + 1 if apart else powers.sum(axis=-1, keepdims=True)))
+
+    def similarity(self, pairs: Sequence[Pair]) -> float:
+        """How alike the logits of all texts are, the float model's first: their cosine if they are equally long.
+
+        One text alone tells nothing: a single number always points where another does, and two that share a softmax
+        are one number. So all are one vector, and taken from the float model's mean of each label, where an answer that
+        never changes has nothing in common with its answers.
+        """
+        if any(a.shape != b.shape for a, b in pairs):
+            return 0.0
+        wanted, found = (
+            np.concatenate(side).astype(np.float64).reshape(-1, len(self.names)) for side in zip(*pairs, strict=True)
+        )
+        with np.errstate(all="ignore"):
+            if self.function == "softmax":  # what all labels of a text share changes no score
+                wanted, found = (each - each.mean(axis=1, keepdims=True) for each in (wanted, found))
+            middle, floor = wanted.mean(axis=0), 2 * np.square(FLOOR * wanted).sum()
+            size = float(np.square(wanted - middle).sum() + np.square(found - middle).sum() + floor)
+            return float(1 - np.square(wanted - found).sum() / size) if size > 0 and np.isfinite(size) else 0.0
 
 
 def read_reading(directory: Path, manifest: Manifest) -> Pooling | Scores:
     """How the graph's output is to be read; raises ArtifactError for files that do not say."""
     if manifest.model.task == EMBED:
         return _pooling(directory, manifest)
-    path = artifact_file(directory, manifest, CONFIG)
+    return read_scores(artifact_file(directory, manifest, CONFIG), manifest.model.task)
+
+
+def read_scores(path: Path, task: str) -> Scores:
+    """What transformers' pipeline makes of a classifier's logits, by its config.json; raises ArtifactError."""
     config = Fields(read_json(path, _MAX_BYTES), str(path), "", ("id2label",), open=True)
     labels = config.text_mapping("id2label", 1 << 16)
     if set(labels) != {str(i) for i in range(len(labels))} or not labels:
         raise config.error("id2label", "expected the labels 0, 1 and so on")
-    apart = config.value("problem_type") == "multi_label_classification" or len(labels) == 1
-    return Scores(tuple(labels[str(i)] for i in range(len(labels))), apart)
+    function, problem = "softmax", config.value("problem_type")
+    if task != LABEL_TOKENS and problem == "regression":
+        function = "none"
+    elif task != LABEL_TOKENS and (problem == "multi_label_classification" or len(labels) == 1):
+        function = "sigmoid"
+    return Scores(tuple(labels[str(i)] for i in range(len(labels))), function)
 
 
 def _pooling(directory: Path, manifest: Manifest) -> Pooling:
@@ -215,44 +251,59 @@ def open_encoder(directory: Path, manifest: Manifest, context: int, threads: int
 
 
 def check(directory: Path, manifest: Manifest, threads: int | None) -> tuple[Count, Agreement, list[str]]:
-    """Compare tokens and answers with those of the float model: `acceptance/encoder.json`; raises ArtifactError."""
+    """Compare tokens and answers with those of the float model: `acceptance/encoder.json`; raises ArtifactError.
+
+    Values are vectors or scores, as float16 (schema 1), or a classifier's logits, as float32, which are compared
+    together (schema 2).
+    """
     from edgeship_runtime.board import kernels
     from edgeship_runtime.verify import Agreement, Count
 
     path = artifact_file(directory, manifest, GOLDEN)
     top = Fields(read_json(path, _MAX_BYTES), str(path), "", ("schema", "made_with", "least_cosine", "cases"))
-    top.integer("schema", 1, 1)
-    least, failures = top.number("least_cosine", 0, 1), []
-    same, cosines, errors = 0, [], [0.0]
+    schema, least, failures = top.integer("schema", 1, 2), top.number("least_cosine", 0, 1), []
     with closing(open_encoder(directory, manifest, manifest.model.default_context, threads)) as model:
-        for i, item in enumerate(top.items("cases", 1000)):
-            case = top.inner(item, f"cases[{i}]", ("text", "token_ids", "values"))
-            text = case.prose("text", limit=1 << 20)
-            try:
-                golden = np.frombuffer(base64.b64decode(case.prose("values", limit=1 << 22)), "<f2").astype(np.float32)
-            except ValueError as error:
-                raise case.error("values", f"expected float16 in base64 ({error})") from None
-            # One text at a time: int8 activations share a range over all that is run together.
-            ((found, tokens),) = model._answers(text, 1)
-            same += tokens.ids == list(case.integers("token_ids", 0, model.engine.vocab_size - 1, limit=1 << 20))
-            values = found.ravel()
-            alike = golden.shape == values.shape
-            cosines.append(cosine(golden, values) if alike else 0.0)
-            errors.append(float(np.abs(golden - values).max()) if alike else 0.0)
-            if cosines[-1] < least:
-                failures.append(
-                    f"agreement: {show(text)}: cosine to the float model {cosines[-1]:.4f}, below {least:g}"
-                )
-        if same < len(cosines):
-            failures.append(f"tokens: the ids of {len(cosines) - same} texts differ")
-        good = sum(each >= least for each in cosines)
-        name, least_found = model.engine.name, round(min(cosines, default=0.0), 5)
-    worst = round(max(errors), 5)
-    agreement = Agreement(name, len(cosines), good, 0, len(cosines) - good, worst, 0.0, kernels(name), (), least_found)
+        reading, together = model._reading, None
+        if isinstance(reading, Scores) and schema == 2:
+            together, model._reading = reading, replace(reading, function="none")
+        elif isinstance(reading, Scores) and (reading.function == "none" or len(reading.names) == 1):
+            # With schema 1 a regression's values are scores, too.
+            model._reading = replace(reading, function="sigmoid" if len(reading.names) == 1 else "softmax")
+        texts, same, pairs = _answered(model, top, "<f4" if together else "<f2")
+        name = model.engine.name
+    if together and pairs:
+        cosines, places = [together.similarity(pairs)] * len(pairs), ["all texts together"]
+    else:
+        cosines, places = [cosine(*pair) for pair in pairs], [show(text) for text in texts]
+    for place, found in zip(places, cosines, strict=False):
+        if found < least:
+            failures.append(f"agreement: {place}: cosine to the float model {found:.4f}, below {least:g}")
+    if same < len(cosines):
+        failures.append(f"tokens: the ids of {len(cosines) - same} texts differ")
+    good, found_least = sum(each >= least for each in cosines), round(min(cosines, default=0.0), 5)
+    worst = round(max((float(np.abs(a - b).max()) for a, b in pairs if a.shape == b.shape), default=0.0), 5)
+    agreement = Agreement(name, len(cosines), good, 0, len(cosines) - good, worst, 0.0, kernels(name), (), found_least)
     return Count(len(cosines), same), agreement, failures
 
 
+def _answered(model: Encoder, top: Fields, kind: str) -> tuple[list[str], int, list[Pair]]:
+    """The texts, how many of them become the tokens they should, and the float model's values and those found."""
+    texts, same, pairs = [], 0, []
+    for i, item in enumerate(top.items("cases", 1000)):
+        case = top.inner(item, f"cases[{i}]", ("text", "token_ids", "values"))
+        texts.append(text := case.prose("text", limit=1 << 20))
+        try:
+            golden = np.frombuffer(base64.b64decode(case.prose("values", limit=1 << 22)), kind).astype(np.float32)
+        except ValueError as error:
+            raise case.error("values", f"expected {np.dtype(kind)} in base64 ({error})") from None
+        # One text at a time: int8 activations share a range over all that is run together.
+        ((found, tokens),) = model._answers(text, 1)
+        same += tokens.ids == list(case.integers("token_ids", 0, model.engine.vocab_size - 1, limit=1 << 20))
+        pairs.append((golden, found.ravel()))
+    return texts, same, pairs
+
+
 def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Cosine similarity of two vectors; 0 where one is zero or no number."""
-    size = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    """Cosine similarity of two vectors; 0 where they differ in length, and where one is zero or no number."""
+    size = float(np.linalg.norm(a)) * float(np.linalg.norm(b)) if a.shape == b.shape else 0.0
     return float(a @ b) / size if size > 0 and np.isfinite(size) else 0.0

@@ -95,6 +95,46 @@ def test_labels_that_are_not_exclusive(tmp_path: Path) -> None:
     assert {each.name: pytest.approx(each.score, rel=1e-4) for each in labels} == dict(zip(LABELS, wanted, strict=True))
 
 
+def config(labels: int, **more: Any) -> dict[str, Any]:
+    return {"config.json": {"id2label": {str(i): f"LABEL_{i}" for i in range(labels)}} | more}
+
+
+def sigmoid(logits: Any) -> Any:
+    return 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem", "wanted"),
+    [
+        (1, None, sigmoid),
+        (1, "single_label_classification", sigmoid),
+        (1, "regression", np.asarray),
+        (3, "regression", np.asarray),
+        (3, "multi_label_classification", sigmoid),
+        (3, None, softmax),
+    ],
+)
+def test_scores_are_those_of_transformers_pipeline(tmp_path: Path, labels: int, problem: Any, wanted: Any) -> None:
+    said = config(labels, **({"problem_type": problem} if problem else {}))
+    directory, answer = write_encoder(tmp_path / "a", TEXT, said, labels=labels)
+    with load(directory) as model:
+        (found,) = model.classify("the cat sat")
+    scores = wanted(answer(ids_of(directory, "the cat sat")))
+    assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
+    assert {each.name: each.score for each in found} == pytest.approx(
+        {f"LABEL_{i}": score for i, score in enumerate(scores)}, rel=1e-4
+    )
+
+
+def test_labels_of_tokens_are_exclusive_whatever_the_problem(tmp_path: Path) -> None:
+    said = config(3, problem_type="multi_label_classification")
+    directory, answer = write_encoder(tmp_path / "a", TOKENS, said)
+    with load(directory) as model:
+        (labels,) = model.classify("the cat")
+    wanted = softmax(answer(ids_of(directory, "the cat")))[1:-1]
+    np.testing.assert_allclose([each.score for each in labels], wanted.max(axis=1), rtol=1e-4)
+
+
 def test_tokens_get_a_label_and_their_place(tmp_path: Path) -> None:
     directory, answer = write_encoder(tmp_path / "a", TOKENS)
     text = "the  cat sat"
@@ -172,7 +212,7 @@ def test_graphs_of_another_kind(tmp_path: Path) -> None:
 def with_golden(tmp_path: Path, task: str, change: Callable[[dict[str, Any]], Any] = lambda value: None) -> Path:
     """A toy artifact with an acceptance test by numpy, changed by `change`."""
     directory, answer = write_encoder(tmp_path / "a", task)
-    reading = Pooling(True, True) if task == EMBED else Scores(LABELS, False)
+    reading = Pooling(True, True) if task == EMBED else Scores(LABELS, "softmax")
     cases = [(text, ids := ids_of(directory, text), reading(answer(ids))) for text in TEXTS]
     value = golden(cases)
     change(value)
@@ -219,7 +259,7 @@ def test_one_that_differs_fails(tmp_path: Path, change: Callable[[dict[str, Any]
     ("change", "said"),
     [
         (lambda value: value.pop("least_cosine"), "least_cosine"),
-        (lambda value: value.update(schema=2), "schema"),
+        (lambda value: value.update(schema=3), "schema"),
         (lambda value: value["cases"][0].update(values="abc"), "values"),
         (lambda value: value["cases"][0].update(token_ids=[10**6]), "token_ids"),
     ],
@@ -227,6 +267,79 @@ def test_one_that_differs_fails(tmp_path: Path, change: Callable[[dict[str, Any]
 def test_a_damaged_acceptance_file(tmp_path: Path, change: Callable[[dict[str, Any]], Any], said: str) -> None:
     with pytest.raises(errors.ArtifactError, match=said):
         verify(with_golden(tmp_path, EMBED, change))
+
+
+@pytest.mark.parametrize("middle", [0.0, -6.0])
+@pytest.mark.parametrize(
+    ("labels", "function"), [(1, "sigmoid"), (1, "none"), (2, "softmax"), (2, "none"), (5, "softmax")]
+)
+def test_what_is_alike_of_a_classifier(labels: int, function: str, middle: float) -> None:
+    rng = np.random.default_rng(3)
+    wanted = [(middle + rng.standard_normal(labels)).astype(np.float32) for _ in range(16)]
+    mean = np.mean(wanted, axis=0)
+    noise = [rng.standard_normal(labels).astype(np.float32) for _ in wanted]
+    scores = Scores(tuple(map(str, range(labels))), function)
+
+    def found(change: Callable[[Any, Any], Any]) -> float:
+        return scores.similarity([(a, change(a, b).astype(np.float32)) for a, b in zip(wanted, noise, strict=True)])
+
+    assert found(lambda a, b: a) == 1
+    assert found(lambda a, b: a + 0.02 * b) > 0.99
+    assert found(lambda a, b: np.zeros(labels)) < 0.5
+    assert found(lambda a, b: mean) < 0.1
+    assert found(lambda a, b: -a) < 0.1
+    assert found(lambda a, b: 2 * mean - a) < -0.9
+    assert found(lambda a, b: b) < 0.5
+    assert found(lambda a, b: mean + (a - mean) / 2) < 0.9
+    assert found(lambda a, b: a + np.arange(labels) + 1) < (0.95 if labels > 1 else 0.9)
+    assert found(lambda a, b: np.full(labels, np.nan)) == 0
+    assert found(lambda a, b: np.full(labels, np.inf)) == 0
+    assert found(lambda a, b: a[1:]) == 0
+    if function == "softmax":
+        assert found(lambda a, b: a + 5) == pytest.approx(1, abs=1e-6)
+
+
+def test_one_that_hardly_tells_texts_apart_may_round() -> None:
+    wanted = [np.array([-6 + 1e-4 * i], np.float32) for i in range(16)]
+    assert Scores(("spam",), "sigmoid").similarity([(a, a + 0.01) for a in wanted]) > 0.99
+    assert Scores(("spam",), "sigmoid").similarity([(a, -a) for a in wanted]) < 0.1
+
+
+def flat(value: dict[str, Any]) -> None:
+    for case in value["cases"]:
+        case["values"] = value["cases"][0]["values"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "more"),
+    [(1, {}), (1, {"problem_type": "regression"}), (2, {}), (2, {"problem_type": "multi_label_classification"})],
+)
+def test_classifiers_of_few_labels_are_compared_by_their_logits(tmp_path: Path, labels: int, more: Any) -> None:
+    directory, answer = write_encoder(tmp_path / "a", TEXT, config(labels, **more), labels=labels)
+
+    def sealed(sign: float, change: Callable[[dict[str, Any]], Any] = lambda value: None) -> Any:
+        value = golden([(text, ids := ids_of(directory, text), sign * answer(ids)) for text in TEXTS], logits=True)
+        change(value)
+        write_files(directory, {GOLDEN: value})
+        return verify(seal(directory, TEXT))
+
+    good = sealed(1)
+    assert (good.verdict, good.failures) == ("pass", ())
+    assert good.agreement is not None
+    assert (good.agreement.equal, good.agreement.cosine) == (len(TEXTS), pytest.approx(1, abs=1e-5))
+    for bad in (sealed(-1), sealed(1, flat), sealed(1, swap)):
+        assert bad.verdict == "fail"
+        assert "all texts together: cosine to the float model" in bad.failures[0]
+        assert bad.agreement.equal == 0
+
+
+@pytest.mark.parametrize(("labels", "wanted"), [(1, sigmoid), (3, softmax)])
+def test_a_regression_sealed_by_its_scores_still_verifies(tmp_path: Path, labels: int, wanted: Any) -> None:
+    said = config(labels, problem_type="regression")
+    directory, answer = write_encoder(tmp_path / "a", TEXT, said, labels=labels)
+    cases = [(text, ids := ids_of(directory, text), wanted(answer(ids))) for text in TEXTS]
+    write_files(directory, {GOLDEN: golden(cases)})
+    assert verify(seal(directory, TEXT)).verdict == "pass"
 
 
 def test_agreement_can_be_left_out(tmp_path: Path) -> None:
@@ -269,3 +382,4 @@ def test_cosine_of_nothing() -> None:
     assert cosine(zero, one) == 0
     assert cosine(np.array([np.nan, 1], np.float32), one) == 0
     assert cosine(one, -one) == pytest.approx(-1)
+    assert cosine(one, np.ones(3, np.float32)) == 0

@@ -30,12 +30,12 @@ from edgeship.exporters.base import (
     write_card,
 )
 from edgeship.exporters.environment import Environment
-from edgeship.exporters.pooling import module_files, read_modules, sequence_limit
+from edgeship.exporters.pooling import Modules, module_files, read_modules, sequence_limit
 from edgeship.exporters.texts import TEXTS
 from edgeship.progress import Progress
 from edgeship.recipe import Recipe
 from edgeship.tokenizer import TOKENIZER_CONFIG, open_tokenizer
-from edgeship_runtime.encoder import CONFIG, GOLDEN, cosine, read_reading
+from edgeship_runtime.encoder import CONFIG, GOLDEN, Pair, Scores, cosine, read_reading, read_scores
 from edgeship_runtime.errors import EdgeshipRuntimeError
 from edgeship_runtime.facts import EMBED, REWRITE, ModelFacts, SamplingDefaults, WeightFacts
 from edgeship_runtime.manifest import Manifest, write_manifest
@@ -46,6 +46,7 @@ LEAST_COSINE = {"dynamic": 0.95, "static": 0.95, "none": 0.999}
 MiniLM, int8 dynamic: 0.986 at least over 200 sentences on x86 with VNNI; processors without it round more. A wrong
 table, pooling or kernel is far below.
 """
+CLOSER = "optimum: quantization: dynamic with per_channel: true loses least; none keeps float32"
 CALIBRATION_TEXTS = 1024
 CALIBRATION_BYTES = 16 << 20
 
@@ -74,9 +75,9 @@ def write(job: Job) -> Made:
     encoder = _read(job, options)
     asked = [encoder.tokenizer.encode(text).ids for text in TEXTS]
     answer = environments.run(job.environment, "encoder", _request(job, options, encoder, asked), job.progress)
-    if options.task == EMBED:
-        modules = read_modules(job.source.path, options)
-        for name, content in module_files(modules, encoder.hidden, encoder.facts.context_length).items():
+    if encoder.modules is not None:
+        found = module_files(encoder.modules, encoder.facts.hidden_size, encoder.facts.context_length)
+        for name, content in found.items():
             (job.directory / name).parent.mkdir(exist_ok=True)
             (job.directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     files = ship(job, SIDE_FILES)
@@ -96,10 +97,7 @@ def write(job: Job) -> Made:
 class _Encoder:
     facts: ModelFacts
     tokenizer: Tokenizer  # cuts texts as the runtime does
-
-    @property
-    def hidden(self) -> int:
-        return self.facts.hidden_size
+    modules: Modules | None  # None: it classifies
 
 
 def _read(job: Job, options: Optimum) -> _Encoder:
@@ -119,6 +117,9 @@ def _read(job: Job, options: Optimum) -> _Encoder:
     positions = whole(config, "max_position_embeddings") - ((pad or 0) + 1 if kind in SHIFTED else 0)
     length = sequence_limit(path, options, positions)
     tokenizer.enable_truncation(length)
+    modules = read_modules(path, options) if options.task == EMBED else None
+    if modules is None:
+        _check_labels(path, options)
     facts = ModelFacts(
         type=kind,
         vocab_size=vocab,
@@ -134,7 +135,18 @@ def _read(job: Job, options: Optimum) -> _Encoder:
         logits="all",
         task=options.task,
     )
-    return _Encoder(facts, tokenizer)
+    return _Encoder(facts, tokenizer, modules)
+
+
+def _check_labels(path: Path, options: Optimum) -> None:
+    """Raise CheckpointError where config.json does not say what the outputs mean."""
+    try:
+        read_scores(path / CONFIG, options.task)
+    except EdgeshipRuntimeError as error:
+        raise CheckpointError(
+            f"{error.message}.",
+            hint="name the labels in config.json as transformers does: id2label: {0: negative, 1: positive}",
+        ) from None
 
 
 def _request(job: Job, options: Optimum, encoder: _Encoder, asked: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -167,31 +179,59 @@ def _compare(job: Job, made: Manifest, asked: Sequence[Sequence[int]], made_with
     """Write the float model's answers as golden values; how close the artifact's are, in words."""
     try:
         reading = read_reading(job.directory, made)
+        scores = reading if isinstance(reading, Scores) else None
+        read = replace(scores, function="none") if scores else reading
         floats, found = (
-            [np.asarray(reading(rows), np.float32).ravel() for rows in _answers(job.scratch / name)]
+            [np.asarray(read(rows), np.float32).ravel() for rows in _answers(job.scratch / name)]
             for name in ("float.npz", "made.npz")
         )
     except EdgeshipRuntimeError as error:
         raise CheckpointError(f"{job.source.path}: {error.message}.", hint=error.hint) from None
     options = job.recipe.optimum or Optimum()
     least = job.recipe.accept.cosine or LEAST_COSINE[options.quantization]
-    cosines = [cosine(a, b) for a, b in zip(floats, found, strict=True)]
-    worst, mean = min(cosines), sum(cosines) / len(cosines)
-    if worst < least:
-        text = TEXTS[cosines.index(worst)]
-        raise FidelityError(
-            f"accept.cosine: expected at least {least:g} to the float model, found {worst:.4f} at {show(text)} "
-            f"(mean {mean:.4f}). The artifact was not sealed.",
-            hint="optimum: quantization: dynamic with per_channel: true loses least; none keeps float32",
-        )
+    pairs = list(zip(floats, found, strict=True))
+    close = _classified(scores, pairs, least) if scores else _embedded(pairs, least)
+    kind = "<f4" if scores else "<f2"  # a regression's values can be large, and close together
     cases = [
-        {"text": text, "token_ids": list(ids), "values": base64.b64encode(values.astype("<f2").tobytes()).decode()}
+        {"text": text, "token_ids": list(ids), "values": base64.b64encode(values.astype(kind).tobytes()).decode()}
         for text, ids, values in zip(TEXTS, asked, floats, strict=True)
     ]
-    golden = {"schema": 1, "made_with": f"float32, {made_with}", "least_cosine": least, "cases": cases}
+    golden = {
+        "schema": 2 if scores else 1,
+        "made_with": f"float32, {made_with}",
+        "least_cosine": least,
+        "cases": cases,
+    }
     (job.directory / GOLDEN).parent.mkdir(exist_ok=True)
     (job.directory / GOLDEN).write_text(json.dumps(golden, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return close
+
+
+def _embedded(pairs: Sequence[Pair], least: float) -> str:
+    """How close each vector is to the float model's, in words. Raises FidelityError where one is too far."""
+    cosines = [cosine(*pair) for pair in pairs]
+    worst, mean = min(cosines), sum(cosines) / len(cosines)
+    if worst < least:
+        raise FidelityError(
+            f"accept.cosine: expected at least {least:g} to the float model, found {worst:.4f} at "
+            f"{show(TEXTS[cosines.index(worst)])} (mean {mean:.4f}). The artifact was not sealed.",
+            hint=CLOSER,
+        )
     return f"cosine similarity to the float model {mean:.4f}, at least {worst:.4f} ({len(cosines)} texts)"
+
+
+def _classified(scores: Scores, pairs: Sequence[Pair], least: float) -> str:
+    """How close the logits of all texts are to the float model's, in words. Raises FidelityError at too far."""
+    found = scores.similarity(pairs)
+    if found < least:
+        apart = [float(np.abs(ours - theirs).max()) for ours, theirs in pairs]
+        text = TEXTS[int(np.argmax(apart))]
+        raise FidelityError(
+            f"accept.cosine: expected at least {least:g} of the logits to the float model's, all texts together, found "
+            f"{found:.4f}; they differ most, by {max(apart):.3g}, at {show(text)}. The artifact was not sealed.",
+            hint=CLOSER,
+        )
+    return f"cosine similarity of the logits to the float model's {found:.4f} ({len(pairs)} texts together)"
 
 
 def _answers(path: Path) -> list[NDArray[np.float32]]:

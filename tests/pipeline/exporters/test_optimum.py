@@ -151,8 +151,38 @@ def test_what_cannot_be_exported_leaves_nothing(
 
 def test_one_too_far_from_the_float_model_is_not_sealed(export: Any, tmp_path: Path) -> None:
     with pytest.raises(FidelityError, match=r"expected at least 0\.99 to the float model, found"):
-        export("accept: {cosine: 0.99}", far=True)
+        export("accept: {cosine: 0.99}", far="mirrored")
     assert not list((tmp_path / "out").rglob("edgeship.json"))
+
+
+def named(labels: int, **more: Any) -> dict[str, Any]:
+    return without(id2label={str(i): f"LABEL_{i}" for i in range(labels)}, **more)
+
+
+CLASSIFY = "optimum: {task: text-classification}"
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (1, "single_label_classification"),
+        (1, "regression"),
+        (2, "single_label_classification"),
+        (3, "multi_label_classification"),
+    ],
+)
+def test_a_classifier_of_few_labels_is_compared_by_its_logits(
+    export: Any, tmp_path: Path, labels: int, problem: str
+) -> None:
+    files = named(labels, problem_type=problem)
+    for far in ("flipped", "far off", "a tenth", "the same"):
+        with pytest.raises(FidelityError, match=r"expected at least 0\.95 of the logits .* they differ most, by"):
+            export(CLASSIFY, files, labels=labels, far=far)
+        assert not list((tmp_path / "out").rglob("edgeship.json"))
+    directory = export(CLASSIFY, files, labels=labels)
+    assert json.loads((directory / "acceptance" / "encoder.json").read_text())["schema"] == 2
+    verdict = verify(directory)
+    assert (verdict.verdict, verdict.failures) == ("pass", ())
 
 
 def test_positions_of_roberta_begin_after_its_padding(export: Any) -> None:

@@ -42,7 +42,8 @@ class Optimum(Frozen):
         default=None, description="how tokens become one vector; else what the checkpoint's modules.json says"
     )
     normalize: bool | None = Field(
-        default=None, description="whether vectors get length 1; else what the checkpoint's modules.json says"
+        default=None,
+        description="whether vectors get length 1; else what the checkpoint's modules.json says, true if it has none",
     )
     max_length: int | None = Field(
         default=None, ge=8, le=1 << 16, description="tokens read of a text; else what the checkpoint says"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeship.checkpoint.files import is_plain
 from edgeship.checkpoint.strict_json import DAMAGED, parse_object, show
 from edgeship.errors import CheckpointError
 from edgeship.exporter import Optimum
@@ -30,30 +31,39 @@ class Modules:
 
 def read_modules(directory: Path, options: Optimum) -> Modules:
     """The modules of a checkpoint, or of the recipe where it names them. Raises CheckpointError for other kinds."""
-    if options.pooling is not None:
-        return Modules(options.pooling, options.normalize is not False)
     path = directory / MODULES
+    if options.pooling is not None and (options.normalize is not None or not path.is_file()):
+        return Modules(options.pooling, options.normalize is not False)
     if not path.is_file():
         raise CheckpointError(
             f"{path}: expected the modules of an embedding model, found no such file.",
             hint="say how its tokens become a vector: optimum: {pooling: mean} or {pooling: cls}",
         )
-    try:
-        top = Fields({"modules": parse_json(read_limited(path), str(path))}, str(path), "", ("modules",))
-        items = [Fields(each, str(path), "", ("type", "path"), open=True) for each in top.items("modules", 16)]
-        kinds = [each.text("type").rpartition(".")[2] for each in items]
-        places = [each.text("path", empty=True) for each in items]
-    except EdgeshipRuntimeError as error:
-        raise CheckpointError(f"{error.message}.", hint=DAMAGED) from None
+    kinds, places = _listed(path, options)
+    normalize = kinds[-1:] == ["Normalize"] if options.normalize is None else options.normalize
+    if options.pooling is not None:
+        return Modules(options.pooling, normalize)
     if kinds not in KINDS:
         raise CheckpointError(
             f"{path}: expected Transformer, Pooling and perhaps Normalize, found {', '.join(kinds)}.",
             hint="further layers are not exported; their answers would be missing from every vector",
         )
-    if "/" in places[1] or "\\" in places[1] or places[1] in ("", ".", ".."):
+    if not is_plain(places[1]):
         raise CheckpointError(f"{path}: expected a directory beside it, found {show(places[1])}.", hint=DAMAGED)
-    normalize = len(kinds) == 3 if options.normalize is None else options.normalize
     return Modules(_mode(directory / places[1] / CONFIG), normalize)
+
+
+def _listed(path: Path, options: Optimum) -> tuple[list[str], list[str]]:
+    """The kinds of the modules that a file lists, and their directories."""
+    try:
+        top = Fields({"modules": parse_json(read_limited(path), str(path))}, str(path), "", ("modules",))
+        items = [Fields(each, str(path), "", ("type", "path"), open=True) for each in top.items("modules", 16)]
+        return [each.text("type").rpartition(".")[2] for each in items], [
+            each.text("path", empty=True) for each in items
+        ]
+    except EdgeshipRuntimeError as error:
+        way_out = f"; or say all in the recipe: optimum: {{pooling: {options.pooling}, normalize: true}}"
+        raise CheckpointError(f"{error.message}.", hint=DAMAGED + (way_out if options.pooling else "")) from None
 
 
 def _mode(path: Path) -> str:

@@ -95,6 +95,33 @@ def test_the_recipe_overrules_the_module_files(export: Any) -> None:
     assert read_manifest(directory).model.context_length == 16
 
 
+@pytest.mark.parametrize(
+    ("text", "files", "normalized"),
+    [
+        ("pooling: mean", {}, True),
+        ("pooling: mean", modules(normalize=False), False),
+        ("pooling: mean", modules(normalize=False, more="Dense"), False),
+        ("pooling: mean", {"modules.json": None}, True),
+        ("pooling: mean, normalize: false", {}, False),
+        ("pooling: mean, normalize: true", modules(normalize=False), True),
+        ("pooling: mean, normalize: true", {"modules.json": {}}, True),
+        ("normalize: true", modules(normalize=False), True),
+        ("max_length: 16", modules(normalize=False), False),
+    ],
+)
+def test_vectors_get_the_length_that_the_recipe_or_the_modules_say(
+    export: Any, text: str, files: dict[str, Any], normalized: bool
+) -> None:
+    directory = export(f"optimum: {{{text}}}", files)
+    assert len(json.loads((directory / "modules.json").read_text())) == 2 + normalized
+
+
+def test_modules_that_cannot_be_read_do_not_decide_in_silence(export: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"modules\.json") as caught:
+        export("optimum: {pooling: mean}", {"modules.json": {}})
+    assert "optimum: {pooling: mean, normalize: true}" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("task", ["text-classification", "token-classification"])
 def test_a_classifier_is_sealed_and_classifies(export: Any, task: str) -> None:
     directory = export(f"optimum: {{task: {task}, quantization: none}}")
@@ -147,6 +174,8 @@ def test_what_cannot_be_exported_leaves_nothing(
     with pytest.raises(kind, match=said):
         export(text, files)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
+    if kind is not FidelityError:
+        assert not (export.environment.directory / "asked.json").exists(), "it was refused after the long work"
 
 
 def test_one_too_far_from_the_float_model_is_not_sealed(export: Any, tmp_path: Path) -> None:

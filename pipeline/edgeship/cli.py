@@ -126,6 +126,7 @@ def plan(
     or where it cannot be used on a device named.
     """
     from edgeship import catalog, cli_devices, show
+    from edgeship.checkpoint.adapters import open_adapters
     from edgeship.plan import read_plan
     from edgeship.recipe import with_algorithm
 
@@ -135,6 +136,8 @@ def plan(
         cli_exporters.plan(recipe, as_json=as_json)
         return
     made = read_plan(recipe, checkpoint)
+    if not made.conflicts:  # of which a missing directory is one
+        open_adapters(recipe.adapters, made.decoder)
     fits = cli_devices.fits_on(made, found, reports)
     if as_json:
         _print_json(made.to_json() | ({"devices": [f.to_json() for f in fits]} if fits else {}))

@@ -107,6 +107,10 @@ def explain(model: type[BaseModel], error: Mapping[str, Any], keys: Sequence[str
         return f"{where}: {error['msg']}" if where else str(error["msg"])
     if error.get("ctx", {}).get("key"):
         return f"{where}.{error['ctx']['key']}: {error['msg']}"
+    if kind in ("too_short", "too_long") and isinstance(error["input"], list | tuple) and error["input"]:
+        said = error["ctx"]
+        limit = f"at least {said['min_length']}" if kind == "too_short" else f"at most {said['max_length']}"
+        return f"{where}: expected a list of {limit}, found one of {len(error['input'])}"
     wanted = info.annotation
     if path and isinstance(path[-1], int) and get_args(wanted):
         wanted = get_args(wanted)[0]

@@ -67,12 +67,15 @@ class BenchReport:
             ("machine", f"{self.cpu}, {self.system}, load {'unknown' if load is None else load}"),
             ("context", f"{self.context} tokens"),
             ("load", f"{self.load_s:.2f} s"),
-            ("first token", f"{self.ttft_s:.3f} s after a prompt of {self.prompt_tokens} tokens"),
+            (
+                "first token" if self.decode_tokens else "answer",
+                f"{self.ttft_s:.3f} s after a prompt of {self.prompt_tokens} tokens",
+            ),
             ("prefill", f"{self.prefill_tokens_per_s:.1f} tokens/s"),
             ("decode", f"{self.decode_tokens_per_s:.1f} tokens/s over {self.decode_tokens} tokens"),
             ("peak memory", "unknown" if rss is None else f"{rss:.0f} MB"),
         ]
-        lines = [f"{name:<12} {value}" for name, value in rows]
+        lines = [f"{name:<12} {value}" for name, value in rows if name != "decode" or self.decode_tokens]
         return "\n".join(
             [*lines, f"median of {self.repeats}; edgeship-runtime {self.edgeship_runtime}, Python {self.python}"]
         )

@@ -61,7 +61,10 @@ def planned(formats: tuple[str, ...] = BOTH, calibration: dict[str, Any] | None 
         ("{mixed: {}}", "expected one budget, bits_per_weight or budget_mb, found none"),
         ("{body: int4, mixed: {bits_per_weight: 5}}", "remove body, or mixed"),
         ("{mix: Q4_0, mixed: {bits_per_weight: 5}}", "remove mixed, or the mix"),
-        ("{mixed: {bits_per_weight: 5, types: [int4]}}", "scheme.mixed.types"),
+        (
+            "{mixed: {bits_per_weight: 5, types: [int4]}}",
+            "scheme.mixed.types: expected a list of at least 2, found one of 1",
+        ),
         ("{mixed: {bits_per_weight: 5, types: [int4, int4]}}", "each value once"),
         ("{mixed: {bits_per_weight: 0}}", "scheme.mixed.bits_per_weight: expected a number above 0"),
     ],

@@ -371,6 +371,8 @@ def test_other_commands_know_it(tmp_path: Path) -> None:
     report = measure(directory, prompt_tokens=8, decode_tokens=2, repeats=1)
     assert (report.prompt_tokens, report.decode_tokens) == (8, 0)
     assert report.prefill_tokens_per_s > 0
+    assert "answer       " in report.table()
+    assert not {"decode", "first"} & {line.split()[0] for line in report.table().splitlines()}
 
 
 def test_a_label_is_plain() -> None:

@@ -34,7 +34,7 @@ def open_adapters(paths: Sequence[str], decoder: Decoder) -> tuple[Adapter, ...]
     for adapter in adapters:
         problems = []
         for target, change in adapter.changes.items():
-            problem = _misfit(roles.get(target), change, decoder, alone=len(adapters) == 1)
+            problem = _misfit(target, roles.get(target), change, decoder, alone=len(adapters) == 1)
             if problem:
                 problems.append(f"{show(target)[1:-1]}: {problem}")
         if problems:
@@ -57,11 +57,11 @@ def merge(
     return out
 
 
-def _misfit(role: Role | None, change: Change, decoder: Decoder, *, alone: bool) -> str | None:
+def _misfit(target: str, role: Role | None, change: Change, decoder: Decoder, *, alone: bool) -> str | None:
     """Why a change cannot be made to a tensor, or None where it can."""
     if role is None:
-        tied = " (config.json ties the head to the embeddings)" if decoder.tied else ""
-        return f"no weight of the model is called so{tied}"
+        tied = decoder.tied and target == "lm_head.weight"
+        return f"no weight of the model is called so{' (config.json ties the head to the embeddings)' if tied else ''}"
     whole = change.replacement
     if whole is not None and decoder.tied and role.part == "embeddings" and change.a is None:
         return "saved whole, while config.json ties the head to it: the two may differ by now"

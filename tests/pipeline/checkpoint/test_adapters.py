@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints import write_checkpoint, write_safetensors
-from edgeship import archs
+from edgeship import archs, cli
 from edgeship.checkpoint.adapters import merge, open_adapters
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.checkpoint.peft import CONFIG, WEIGHTS
@@ -249,3 +249,17 @@ def test_fuzz_damaged_adapters(checkpoint: Path, tmp_path_factory: pytest.TempPa
     file.write_bytes(bytes(raw[: data.draw(st.integers(0, len(raw)))]))
     with contextlib.suppress(CheckpointError):  # nothing else may come
         merged(checkpoint, home)
+
+
+def test_a_plan_says_where_an_adapter_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = write_checkpoint(tmp_path / "tied", tied=True)
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        f"source: {{host: local, repo: me/tiny, path: {checkpoint}}}\nscheme: {{body: int4}}\ncontext: 128\n"
+        "adapters: [mine]\n"
+    )
+    name = "base_model.model.model.layers.9.self_attn.q_proj"
+    adapter(tmp_path / "mine", {f"{name}.lora_A.weight": (4, 64), f"{name}.lora_B.weight": (64, 4)})
+    assert cli.run(["plan", str(file)]) == CheckpointError.exit_code
+    said = capsys.readouterr().err
+    assert "layers.9.self_attn.q_proj.weight: no weight of the model is called so\n" in said

@@ -34,7 +34,12 @@ def evaluate(
         ),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="Plain text; else one that Python brings.")
+        Path | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Plain text, in which <|im_start|> and the like are the special tokens; else one that Python brings.",
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", metavar="N", min=8, help="Tokens of the text.")] = 4096,
     window: Annotated[

@@ -41,8 +41,9 @@ def parse_object(blob: bytes, file: str, what: str) -> dict[str, Any]:
 
 
 def show(name: str, limit: int = 100) -> str:
-    """A name from a file as one printable line: quoted, escaped, and cut when it is long."""
-    return json.dumps(name if len(name) <= limit else name[:limit] + "…")
+    """A name from a file as one printable line: quoted, what is not printable escaped, and cut when it is long."""
+    text = json.dumps(name if len(name) <= limit else name[:limit] + "…", ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def some(items: list[str], limit: int = 10) -> str:

@@ -20,6 +20,7 @@ from edgeship.checkpoint import checkpoint as module
 from edgeship.checkpoint import files
 from edgeship.checkpoint.checkpoint import account, fingerprint, open_checkpoint, read_config
 from edgeship.checkpoint.files import INDEX, SINGLE, choose_weights, parse_index
+from edgeship.checkpoint.strict_json import show
 from edgeship.errors import CheckpointError
 
 HEAD = "lm_head.weight"
@@ -315,6 +316,19 @@ def test_names_from_the_file_are_escaped(tmp_path: Path) -> None:
     message = refused(path)
     assert "\x1b" not in message
     assert r"evil\u001b[2J\nname" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("東京 é", '"東京 é"'),
+        ('a"b\\c\n', r'"a\"b\\c\n"'),
+        ("a\u202eb\x7f\x85\ud800\u2028", r'"a\u202eb\u007f\u0085\ud800\u2028"'),
+        ("é" * 101, f'"{"é" * 100}…"'),
+    ],
+)
+def test_what_can_be_read_is_not_escaped(name: str, shown: str) -> None:
+    assert show(name) == shown
 
 
 def test_rotary_buffers_are_passed_over(tmp_path: Path) -> None:

@@ -13,9 +13,12 @@ import pytest
 from command_line import Ended
 from edgeship import cli, exporters
 from edgeship.errors import ArtifactError, CheckpointError, EdgeshipError, FidelityError, RecipeError
+from edgeship.exporters.optimum import _classified, _embedded
+from edgeship.exporters.texts import TEXTS
 from edgeship.progress import Silent
 from edgeship.recipe_file import read_recipe
 from edgeship_runtime import load
+from edgeship_runtime.encoder import Scores
 from edgeship_runtime.manifest import read_manifest
 from edgeship_runtime.verify import verify
 from encoders import LABELS, SIZE, WORDS, modules, write_files, write_words
@@ -182,6 +185,15 @@ def test_one_too_far_from_the_float_model_is_not_sealed(export: Any, tmp_path: P
     with pytest.raises(FidelityError, match=r"expected at least 0\.99 to the float model, found"):
         export("accept: {cosine: 0.99}", far="mirrored")
     assert not list((tmp_path / "out").rglob("edgeship.json"))
+
+
+def test_the_text_that_is_too_far_is_readable() -> None:
+    place = next(i for i, text in enumerate(TEXTS) if "東京" in text)
+    one = np.ones(2, np.float32)
+    pairs = [(one, -one if i == place else one) for i in range(len(TEXTS))]
+    for close in (lambda: _embedded(pairs, 0.9), lambda: _classified(Scores(("a", "b"), "none"), pairs, 0.9)):
+        with pytest.raises(FidelityError, match=f'at "{TEXTS[place]}"'):
+            close()
 
 
 def named(labels: int, **more: Any) -> dict[str, Any]:

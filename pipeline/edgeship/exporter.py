@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -96,16 +97,17 @@ LIMITS = {"optimum": ("size_mb", "cosine"), "olive": ("size_mb",)}
 """The limits of `accept` that an exporter keeps; all but `cosine` are kept by our own."""
 
 
-def changed(model: Frozen) -> set[str]:
-    """The fields that a file gave, with another value than they have by default."""
+def given(model: Frozen, inherited: Collection[str]) -> set[str]:
+    """The fields that a file gave; null gives none, and nor does a default of the recipe that it extends."""
     fields = type(model).model_fields
-    return {key for key in model.model_fields_set if getattr(model, key) != fields[key].default}
+    said = {key: getattr(model, key) for key in model.model_fields_set}
+    return {key for key, v in said.items() if v is not None and (key not in inherited or v != fields[key].default)}
 
 
-def refuse_misplaced(exporter: str, given: set[str], limits: set[str]) -> None:
-    """Raise PydanticCustomError at a field, of those `given`, or one of `accept`, that the exporter does not read."""
-    others = {"optimum", "olive"} if exporter == "native" else given - READ_BY[exporter]
-    for key in sorted(given & others):
+def refuse_misplaced(exporter: str, fields: set[str], limits: set[str]) -> None:
+    """Raise PydanticCustomError at one of the fields, or of those of `accept`, that the exporter does not read."""
+    others = {"optimum", "olive"} if exporter == "native" else fields - READ_BY[exporter]
+    for key in sorted(fields & others):
         owner = key if key in ("optimum", "olive") else "native"
         text = "'{key}' goes with exporter: {owner}, found {exporter}; remove one of them"
         raise PydanticCustomError("of_exporter", text, {"key": key, "owner": owner, "exporter": exporter})

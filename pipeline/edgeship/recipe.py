@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
@@ -24,7 +25,7 @@ from edgeship.budget import Mixed
 from edgeship.calibration import Calibration
 from edgeship.encodings import Encoding, WeightType, encoding_of
 from edgeship.errors import UsageError
-from edgeship.exporter import ExporterName, Olive, Optimum, changed, fields_of, refuse_misplaced
+from edgeship.exporter import ExporterName, Olive, Optimum, fields_of, given, refuse_misplaced
 from edgeship.fields import did_you_mean, found
 from edgeship.quant.mixes import MixName
 from edgeship.yaml_model import NAME, AsTuple, Distinct, Frozen, Line
@@ -279,8 +280,10 @@ class Recipe(Frozen):
     _places: Places = PrivateAttr(default=Places())
 
     @model_validator(mode="after")
-    def _of_the_exporter(self) -> Self:
-        refuse_misplaced(self.exporter, changed(self), changed(self.accept))
+    def _of_the_exporter(self, info: ValidationInfo) -> Self:
+        inherited = info.context or {}  # of a file that extends another
+        fields, limits = given(self, inherited.get("recipe", ())), given(self.accept, inherited.get("accept", ()))
+        refuse_misplaced(self.exporter, fields, limits)
         return self
 
     @property
@@ -326,7 +329,7 @@ def with_algorithm(recipe: Recipe, name: str | None) -> Recipe:
 
     Raises UsageError where it would have no effect.
     """
-    if name is None or name == recipe.scheme.algorithm:
+    if name is None or (name == recipe.scheme.algorithm and recipe.exporter == "native"):
         return recipe
     known = get_args(Algorithm)
     if name not in known:

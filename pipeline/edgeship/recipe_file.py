@@ -64,7 +64,7 @@ def _validated(document: Document, name: str, problems: list[Problem]) -> Recipe
         problems.append(Problem(document.place(("name",), key=True), text))
     safe = name if re.fullmatch(NAME, name) else "recipe"  # the unsafe name is a problem already
     try:
-        recipe = Recipe.model_validate(data | {"name": safe})
+        recipe = Recipe.model_validate(data | {"name": safe}, context=_inherited(document))
     except ValidationError as e:
         for error in e.errors(include_url=False):
             path = (*error["loc"], *(k for k in [error.get("ctx", {}).get("key")] if k))
@@ -72,6 +72,15 @@ def _validated(document: Document, name: str, problems: list[Problem]) -> Recipe
             problems.append(Problem(place, explain(Recipe, dict(error), KEYS)))
         return None
     return _located(recipe, document, problems)
+
+
+def _inherited(document: Document) -> dict[str, list[str]]:
+    """What the file itself does not say, as `Recipe` takes it: keys of the whole, and of `accept`."""
+    paths = [path for path, place in document.keys.items() if place.source is not document.source]
+    return {
+        "recipe": [str(path[0]) for path in paths if len(path) == 1],
+        "accept": [str(path[1]) for path in paths if len(path) == 2 and path[0] == "accept"],
+    }
 
 
 def _located(recipe: Recipe, document: Document, problems: list[Problem]) -> Recipe:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from edgeship.errors import PlanError, RecipeError
+from edgeship.errors import PlanError, RecipeError, UsageError
 from edgeship.exporter import READ_BY
 from edgeship.plan import read_plan
-from edgeship.recipe import Recipe
+from edgeship.recipe import Recipe, with_algorithm
 from edgeship.recipe_file import read_recipe
 
 SOURCE = "source: {repo: me/my-model}\n"
@@ -82,3 +83,52 @@ def test_bad_options_are_refused_in_the_file(tmp_path: Path, text: str, said: st
 def test_only_our_own_can_be_planned_for_devices(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="expected a recipe of our own exporter"):
         read_plan(recipe(tmp_path, "exporter: olive"))
+
+
+@pytest.mark.parametrize("exporter", ["optimum", "olive"])
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("scheme: {}", "scheme"),
+        ("scheme: {body: int4, embeddings: int8}", "scheme"),
+        ("formats: [onnx]", "formats"),
+        ("logits: last", "logits"),
+        ("accept: {tokens: 2048}", "tokens"),
+        ("accept: {repair: false}", "repair"),
+    ],
+)
+def test_what_has_no_effect_is_refused_as_its_default_too(tmp_path: Path, exporter: str, text: str, key: str) -> None:
+    with pytest.raises(RecipeError, match=f"'{key}' (goes with exporter: native|does not go with)"):
+        recipe(tmp_path, f"exporter: {exporter}\n{text}")
+
+
+@pytest.mark.parametrize("exporter", ["optimum", "olive"])
+def test_what_the_base_says_by_default_is_not_said_here(tmp_path: Path, exporter: str) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(f"{SOURCE}scheme: {{body: int4}}\nformats: [onnx]\naccept: {{size_mb: 9, tokens: 2048}}\n")
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: base\nexporter: {exporter}\n")
+    assert read_recipe(file).accept.size_mb == 9
+    for text, key in (("scheme: {head: int8}", "scheme"), ("accept: {tokens: 2048}", "tokens")):
+        file.write_text(f"extends: base\nexporter: {exporter}\n{text}\n")
+        with pytest.raises(RecipeError, match=f"'{key}' (goes with exporter: native|does not go with)"):
+            read_recipe(file)
+    base.write_text(f"{SOURCE}scheme: {{body: int8}}\n")
+    file.write_text(f"extends: base\nexporter: {exporter}\n")
+    with pytest.raises(RecipeError, match="'scheme' goes with exporter: native"):
+        read_recipe(file)
+
+
+@pytest.mark.parametrize("exporter", ["native", "optimum", "olive"])
+def test_what_a_manifest_says_is_a_recipe_again(tmp_path: Path, exporter: str) -> None:
+    found = recipe(tmp_path, "" if exporter == "native" else f"exporter: {exporter}")
+    said = {key: value for key, value in found.resolved().items() if key != "name"}
+    said.pop("source")  # which `recipe` writes
+    assert recipe(tmp_path, yaml.safe_dump(said)).resolved() == found.resolved()
+
+
+@pytest.mark.parametrize("exporter", ["optimum", "olive"])
+@pytest.mark.parametrize("name", ["rtn", "gptq"])
+def test_no_algorithm_of_ours_is_theirs(tmp_path: Path, exporter: str, name: str) -> None:
+    with pytest.raises(UsageError, match=f"--algorithm {name}: .* found exporter: {exporter}"):
+        with_algorithm(recipe(tmp_path, f"exporter: {exporter}"), name)

@@ -149,7 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, b'{"Code":10010205001,"Message":"not found","Success":false}', {})
         elif path.endswith("/files"):
             if not self._failing("list"):
-                body = json.dumps(self._listing(known)).encode() if s.listing is None else s.listing
+                body = (
+                    json.dumps(self._listing(known, query["Recursive"] == "True")).encode()
+                    if s.listing is None
+                    else s.listing
+                )
                 self._answer(200, body, {"Content-Type": "application/json"})
         elif not known or query["FilePath"] not in s.files:
             self._answer(404, b"{}", {})
@@ -158,10 +162,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif not self._failing(query["FilePath"]):
             self._file(query["FilePath"], {})
 
-    def _listing(self, known: bool) -> dict[str, Any]:
+    def _listing(self, known: bool, recursive: bool) -> dict[str, Any]:
         s = self.standin
+        listed = {n: b for n, b in s.files.items() if recursive or not re.fullmatch(r"[\w.-]+/[\w./-]+", n)}
         entry = {"Type": "blob", "Revision": "" if s.no_commit else s.commit, "IsLFS": False}
-        files = [{**entry, "Name": n, "Path": n, "Size": len(b), "Sha256": _sha256(b)} for n, b in s.files.items()]
+        files = [{**entry, "Name": n, "Path": n, "Size": len(b), "Sha256": _sha256(b)} for n, b in listed.items()]
         files.append({"Type": "tree", "Name": "figures", "Path": "figures", "Size": 0, "Revision": s.commit})
         latest = {"Id": "", "ShortId": s.commit[:8]} if s.short_commit else {"Id": s.commit, "ShortId": s.commit[:8]}
         latest = {} if s.no_commit else latest

@@ -20,7 +20,9 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SIDE_FILES = (CONFIG, "generation_config.json", "tokenizer*.json", "chat_template.jinja", "LICENSE*")
+MODULES = "modules.json"
+SENTENCE = "sentence_bert_config.json"
+SIDE_FILES = (CONFIG, "generation_config.json", "tokenizer*.json", "chat_template.jinja", "LICENSE*", MODULES, SENTENCE)
 """What is read or shipped beside the weights, as patterns."""
 
 JSON_LIMIT = 50_000_000  # bytes of config.json or an index: the largest seen (a MoE's index) has 5 MB
@@ -31,6 +33,26 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin.index.json")
 def side_files(names: Collection[str]) -> list[str]:
     """Those of `names` that are read or shipped beside the weights, sorted."""
     return sorted(n for n in names if any(fnmatchcase(n, p) for p in SIDE_FILES))
+
+
+def is_module_config(name: str) -> bool:
+    """Whether a name is that of a module's config.json, in a directory beside the weights."""
+    directory, _, file = name.partition("/")
+    return file == CONFIG and is_plain(directory)
+
+
+def module_configs(blob: bytes, names: Collection[str]) -> list[str]:
+    """Those of `names` that are config.json of a module that modules.json, `blob`, lists; none if it is damaged.
+
+    An embedding model's exporter refuses a damaged one; nothing else reads it.
+    """
+    try:
+        modules = parse_object(b'{"modules":%s}' % blob, MODULES, "the list of modules")["modules"]
+    except CheckpointError:
+        return []
+    paths = [each.get("path") for each in modules if isinstance(each, dict)] if isinstance(modules, list) else []
+    configs = {f"{path}/{CONFIG}" for path in paths if isinstance(path, str)}
+    return sorted(name for name in configs & set(names) if is_module_config(name))
 
 
 def require_tokenizer(names: Collection[str], place: str) -> None:

@@ -16,8 +16,11 @@ from edgeship import __version__
 from edgeship.checkpoint.files import (
     CONFIG,
     INDEX,
+    MODULES,
     choose_weights,
+    is_module_config,
     is_plain,
+    module_configs,
     read_limited,
     require_tokenizer,
     side_files,
@@ -47,14 +50,18 @@ def fetch(repo: str, revision: str, want: Want, progress: Progress) -> tuple[Pat
     snapshot, commit = config.parent, config.parent.name  # the cache's layout: snapshots/<commit>/<file>
     if want == "config":
         return snapshot, commit
-    files = hub.list_files(commit)
-    if files is None:
+    listed = hub.list_files(commit)
+    if listed is None:
         _require_whole(snapshot, hub)
         return snapshot, commit
+    files = {name: sha256 for name, sha256 in listed.items() if is_plain(name)}
     require_tokenizer(files, hub.place)
     weights = choose_weights(files, hub.place, lambda: read_limited(hub.download(INDEX, commit)))
     for name in side_files(files):
         hub.download(name, commit, files[name])
+    if MODULES in files:
+        for name in module_configs(read_limited(snapshot / MODULES), listed):
+            hub.download(name, commit, listed[name])
     for name in weights:
         hub.download(name, commit, files[name])
     return snapshot, commit
@@ -79,7 +86,7 @@ class _Hub:
         self.unreachable_because: EdgeshipError = unreachable(self.place, "no answer")
 
     def list_files(self, commit: str) -> dict[str, str | None] | None:
-        """The top-level files of a commit and the sha256 of those that have one; None when there is no network."""
+        """The files of a commit that may be wanted, and the sha256 of those that have one; None without a network."""
         import huggingface_hub  # not at the top: it takes half a second, and `plan` needs none of it
 
         api = huggingface_hub.HfApi(library_name="edgeship", library_version=__version__)
@@ -91,7 +98,8 @@ class _Hub:
                 self.unreachable_because = reason
                 return None
             raise reason from e
-        return {s.rfilename: getattr(s.lfs, "sha256", None) for s in info.siblings or () if is_plain(s.rfilename)}
+        files = {s.rfilename: getattr(s.lfs, "sha256", None) for s in info.siblings or ()}
+        return {name: sha256 for name, sha256 in files.items() if is_plain(name) or is_module_config(name)}
 
     def download(self, file: str, revision: str, sha256: str | None = None) -> Path:
         """The path of a file in the cache, downloaded when it is not there and then compared with `sha256`."""

@@ -3,7 +3,7 @@
 Endpoints and fields as in modelscope's own client (modelscope/hub/api.py `get_model_files`, hub/file_download.py
 `get_file_download_url`, modelscope_hub/_legacy_api.py):
 
-    GET /api/v1/models/{repo}/repo/files?Revision=R    {"Code": 200, "Data": {"Files": [...], "LatestCommitter": {...}}}
+    GET /api/v1/models/{repo}/repo/files?Revision=R&Recursive=B    {"Data": {"Files": [...], "LatestCommitter": {...}}}
     GET /api/v1/models/{repo}/repo?Revision=R&FilePath=F    the file; Range is honoured; may redirect to a CDN
 
 MODELSCOPE_ENDPOINT (or MODELSCOPE_DOMAIN), MODELSCOPE_API_TOKEN and MODELSCOPE_CACHE are honoured, and so is
@@ -29,8 +29,11 @@ from edgeship.checkpoint.files import (
     CONFIG,
     INDEX,
     JSON_LIMIT,
+    MODULES,
     choose_weights,
+    is_module_config,
     is_plain,
+    module_configs,
     read_limited,
     require_tokenizer,
     side_files,
@@ -93,7 +96,13 @@ def fetch(repo: str, revision: str, want: Want, progress: Progress) -> tuple[Pat
         if want == "all":
             require_tokenizer(files, hub.place)
             weights = choose_weights(files, hub.place, lambda: read_limited(download(INDEX)))
-            for name in [*side_files(files), *weights]:
+            for name in side_files(files):
+                download(name)
+            if MODULES in files:
+                _, listed = hub.list_files(recursive=True)
+                for name in module_configs(read_limited(snapshot / MODULES), listed):
+                    hub.download(name, listed[name], snapshot, progress)
+            for name in weights:
                 download(name)
         hub.remember(commit)
     except _Unreachable as e:
@@ -165,13 +174,13 @@ class _Hub:
     def _ref(self) -> Path:
         return self.cache / "refs" / _file_name(self._revision)
 
-    def list_files(self) -> tuple[str, dict[str, _Remote]]:
-        """The commit and its top-level files."""
+    def list_files(self, *, recursive: bool = False) -> tuple[str, dict[str, _Remote]]:
+        """The commit and its top-level files; of those below, with `recursive`, what may be wanted."""
         try:
-            blob = self._listing()
+            blob = self._listing(recursive)
         except _Unreachable:
             pause(1)
-            blob = self._listing()
+            blob = self._listing(recursive)
         try:
             reply = parse_object(blob, self.place, "the list of files")
             data = reply.get("Data")
@@ -192,10 +201,11 @@ class _Hub:
                 f"{self.place}: the repository has no revision {self._revision!r}, or no files in it.",
                 hint="name a branch, tag or full commit; ModelScope's default branch is called master",
             )
-        return commit, {name: remote for name, remote in files.items() if is_plain(name)}
+        wanted = (is_plain, is_module_config)[: 1 + recursive]
+        return commit, {name: remote for name, remote in files.items() if any(fits(name) for fits in wanted)}
 
-    def _listing(self) -> bytes:
-        query = urlencode({"Revision": self._revision, "Recursive": "False"})
+    def _listing(self, recursive: bool) -> bytes:
+        query = urlencode({"Revision": self._at, "Recursive": str(recursive)})
         with self._open(f"{self._url}/files?{query}") as answer:
             try:
                 return answer.read(JSON_LIMIT)
@@ -220,9 +230,9 @@ class _Hub:
         target = snapshot / name
         if self._is_kept(target, remote):
             return target
-        snapshot.mkdir(parents=True, exist_ok=True)
-        part = snapshot / f".{name}.part"
-        with FileLock(snapshot / f".{name}.lock"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        with FileLock(target.with_name(f".{target.name}.lock")):
             if self._is_kept(target, remote):
                 return target  # another process brought it meanwhile
             attempt = 1

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeship.checkpoint.files import is_plain
+from edgeship.checkpoint.files import MODULES, SENTENCE, is_plain
 from edgeship.checkpoint.strict_json import DAMAGED, parse_object, show
 from edgeship.errors import CheckpointError
 from edgeship.exporter import Optimum
 from edgeship.tokenizer import TOKENIZER_CONFIG, read_limited, read_optional
-from edgeship_runtime.encoder import CONFIG, MODULES
+from edgeship_runtime.encoder import CONFIG
 from edgeship_runtime.errors import EdgeshipRuntimeError
 from edgeship_runtime.strict import Fields, parse_json
 
-SENTENCE = "sentence_bert_config.json"
 POOLING = "1_Pooling"
 MODES = {"mean_tokens": "mean", "cls_token": "cls"}
 KINDS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
@@ -71,7 +70,7 @@ def _mode(path: Path) -> str:
     if not path.is_file():
         raise CheckpointError(
             f"{path}: expected how tokens become a vector, found no such file.",
-            hint="hubs' subdirectories are not downloaded: say optimum: {pooling: mean} or {pooling: cls}",
+            hint="download it again with its directories, or say optimum: {pooling: mean} or {pooling: cls}",
         )
     config = parse_object(read_limited(path), str(path), "the pooling")
     prefix = "pooling_mode_"

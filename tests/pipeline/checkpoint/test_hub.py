@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,6 +61,42 @@ def test_brings_what_an_export_reads_and_nothing_else(client: Client) -> None:
         assert (got.path / name).read_bytes() == client.standin.files[name]
     assert set(client.standin.asked()) == WANTED | SHARDS  # each once, and nothing else was downloaded
     assert set(client.standin.asked().values()) == {1}
+
+
+MODULES = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Normalize"}, {"path": "figures"}]
+BAD_MODULES = [{"path": path} for path in ("..", "../up", "/etc", "a/b", ".git", "a\\b", "none", 3, None)]
+
+
+def embedding(client: Client, modules: bytes) -> None:
+    client.standin.files |= {
+        "modules.json": modules,
+        "sentence_bert_config.json": b'{"max_seq_length": 64}',
+        "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+        "1_Pooling/other.json": b"no",
+        "3_Dense/config.json": b"no",
+        "a/b/config.json": b"no",
+        ".git/config.json": b"no",
+    }
+
+
+def test_brings_the_modules_of_an_embedding_model(client: Client) -> None:
+    embedding(client, json.dumps([*MODULES, *BAD_MODULES, "text", None]).encode())
+    wanted = WANTED | SHARDS | {"modules.json", "sentence_bert_config.json"}
+    got = client.fetch()
+    assert got.names == wanted | {"1_Pooling"}
+    assert got.path is not None
+    assert {p.name for p in (got.path / "1_Pooling").iterdir() if not p.name.startswith(".")} == {"config.json"}
+    assert set(client.standin.asked()) == wanted | {"1_Pooling/config.json"}
+    client.standin.requests.clear()
+    assert client.fetch().names == got.names
+    assert not client.standin.asked()
+    assert client.fetch(HF_HUB_OFFLINE="1").names == got.names
+
+
+@pytest.mark.parametrize("modules", [b"", b"{}", b"3", b'["a"', b"\xff", b'[{"path": "1_Pooling"}, {"path": '])
+def test_modules_that_cannot_be_read_are_the_exporters_to_refuse(client: Client, modules: bytes) -> None:
+    embedding(client, modules)
+    assert client.fetch().names == WANTED | SHARDS | {"modules.json", "sentence_bert_config.json"}
 
 
 def test_reports_progress(client: Client) -> None:

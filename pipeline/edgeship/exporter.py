@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from edgeship import olive_paths
 from edgeship.yaml_model import AsTuple, Frozen, Line
 
 ExporterName = Literal["native", "optimum", "olive"]
@@ -82,7 +83,9 @@ class Olive(Frozen):
         description="Olive's passes in order, each with its `type` and options; default: ModelBuilder, int4",
     )
     data_configs: Annotated[tuple[Block, ...], AsTuple] = Field(
-        default=(), max_length=16, description="Olive's data sets, which passes that calibrate name"
+        default=(),
+        max_length=16,
+        description="Olive's data sets, which passes that calibrate name; their files as seen from the recipe's",
     )
 
     @model_validator(mode="after")
@@ -121,6 +124,16 @@ def fields_of(exporter: str, values: dict[str, Any]) -> dict[str, Any]:
     """Of a whole recipe's JSON values those that an exporter reads, its own section with the defaults it stands for."""
     section = values[exporter] or (Optimum() if exporter == "optimum" else Olive()).model_dump(mode="json")
     if section.get("calibration"):
-        section |= {"calibration": Path(section["calibration"]).name}
+        section |= {"calibration": _name(section["calibration"])}
+    if exporter == "olive":
+        passes = [olive_paths.of_pass(each, _name) for each in section["passes"]]
+        section |= {
+            "passes": passes,
+            "data_configs": [olive_paths.of_data(each, _name) for each in section["data_configs"]],
+        }
     limits = {key: values["accept"][key] for key in LIMITS[exporter]}
     return {key: values[key] for key in READ_BY[exporter]} | {exporter: section, "accept": limits}
+
+
+def _name(path: str) -> str:
+    return Path(path).name

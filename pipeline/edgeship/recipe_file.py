@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edgeship import yaml_source
+from edgeship import olive_paths, yaml_source
 from edgeship.errors import RecipeError
+from edgeship.exporter import Olive
 from edgeship.fields import explain, found
 from edgeship.recipe import Recipe
 from edgeship.yaml_model import NAME, Kind, extended, load
@@ -102,6 +103,8 @@ def _located(recipe: Recipe, document: Document, problems: list[Problem]) -> Rec
     if recipe.optimum is not None and recipe.optimum.calibration is not None:
         texts = _absolute(recipe.optimum.calibration, "a file", ("optimum", "calibration"), document, problems)
         changes["optimum"] = recipe.optimum.model_copy(update={"calibration": texts})
+    if recipe.olive is not None:
+        changes["olive"] = _located_olive(recipe.olive, document, problems)
     if recipe.accept.text is not None:
         text = _absolute(recipe.accept.text, "a file", ("accept", "text"), document, problems)
         changes["accept"] = recipe.accept.model_copy(update={"text": text})
@@ -111,6 +114,17 @@ def _located(recipe: Recipe, document: Document, problems: list[Problem]) -> Rec
             for i, path in enumerate(recipe.adapters)
         )
     return recipe.model_copy(update=changes).placed(Places(document.keys))
+
+
+def _located_olive(olive: Olive, document: Document, problems: list[Problem]) -> Olive:
+    """A workflow with the paths of its data sets and scripts made absolute."""
+
+    def change(key: str, place: int) -> olive_paths.Change:
+        return lambda path: _absolute(path, "a path", ("olive", key, place), document, problems)
+
+    passes = [olive_paths.of_pass(each, change("passes", i)) for i, each in enumerate(olive.passes)]
+    data = [olive_paths.of_data(each, change("data_configs", i)) for i, each in enumerate(olive.data_configs)]
+    return olive.model_copy(update={"passes": tuple(passes), "data_configs": tuple(data)})
 
 
 def _absolute(value: str, what: str, path: KeyPath, document: Document, problems: list[Problem]) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+from copy import deepcopy
 from importlib.metadata import version
 from typing import Any
 
-from olive.hardware.accelerator import AcceleratorSpec
 from olive.package_config import OlivePackageConfig
 from olive.workflows import run
 from olive.workflows.run.config import RunConfig
-from pydantic import ValidationError
 from run import Note, RefusedError
+from workflow_data import check_data, check_one
+from workflow_order import check_order
+from workflow_passes import CPU, check_pass
+from workflow_words import Findings, spoken
 
-CPU = "CPUExecutionProvider"
+CALIBRATE = {"gptq": ("input_ids", "attention_mask"), "autoclip": ("input_ids", "attention_mask")}
+"""The inputs that passes want of their data."""
 
 
 def work(request: dict[str, Any], note: Note) -> dict[str, Any]:
@@ -31,76 +34,86 @@ def work(request: dict[str, Any], note: Note) -> dict[str, Any]:
         "evaluate_input_model": False,
         "log_severity_level": 3,
     }
-    _check(config)
+    _check(request, config)
     made_with = ", ".join(f"{name} {version(name)}" for name in ("olive-ai", "onnxruntime-genai", "torch"))
     if "checkpoint" not in request:
         return {"made_with": made_with}
     note(f"olive: {' → '.join(each['type'] for each in request['passes'])}")
-    logging.disable(logging.WARNING)
-    out = run(config | {"output_dir": request["out"], "cache_dir": request["cache"]})
-    if not out.has_output_model():
-        # Olive logs what went wrong and goes on; its own log is on standard error.
-        raise RefusedError("the workflow produced no model.", "run it with EDGESHIP_DEBUG=1 to see Olive's own log")
+    _run(config | {"output_dir": request["out"], "cache_dir": request["cache"]})
     return {"made_with": made_with}
 
 
-def _check(config: dict[str, Any]) -> None:
-    """Refuse what Olive's schema does not know; it ignores options of passes that it does not know, with a warning."""
-    problems = []
+def _check(request: dict[str, Any], config: dict[str, Any]) -> None:
+    """Refuse what cannot run. Olive ignores keys and options that it does not know, and loads data when it needs them.
+
+    Olive changes what it is given, so it gets copies.
+    """
+    passes, data = deepcopy(request["passes"]), deepcopy(request["data_configs"])
+    findings = Findings()
+    inputs = check_data(data, findings)
+    named = {each["name"]: each for each in data if isinstance(each.get("name"), str)}
     package = OlivePackageConfig.load_default_config()
-    for place, each in enumerate(config["passes"].values()):
-        found = _of_pass(package, each, config["data_configs"])
-        problems += [f"passes[{place}] ({each['type']}): {text}" for text in found]
-    if not problems:
+    known = True  # whether every pass is one that can be asked for what it takes
+    for place, each in enumerate(passes):
+        own = Findings(wanted=findings.wanted)
+        _check_inline(each, own)
+        known &= check_pass(package, each, named if not findings.problems else _trusted(named), own)
+        own.problems += _of_inputs(each, inputs) if not own.problems else []
+        findings.problems += [f"passes[{place}] ({each['type']}): {text}" for text in own.problems]
+    if known:
+        findings.problems += check_order(package, passes)
+    if not findings.problems:
         try:
-            RunConfig.model_validate(config)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        except ValueError as error:
-            problems = [" ".join(str(error).split())[:300]]
-    if problems:
-        listed = "\n".join(f"  - {each}" for each in problems)
+            RunConfig.model_validate(deepcopy(config))
+        except Exception as error:
+            findings.problems = spoken(error)
+    if findings.problems:
+        listed = "\n".join(f"  - {each}" for each in findings.problems)
+        docs = "its passes, their options and its data sets: https://microsoft.github.io/Olive"
         raise RefusedError(
             f"Olive {version('olive-ai')} does not take the workflow:\n{listed}",
-            "its passes and their options: https://microsoft.github.io/Olive/reference/pass.html",
+            findings.command if findings.wanted else docs,
         )
 
 
-def _of_pass(package: OlivePackageConfig, given: dict[str, Any], data: list[dict[str, Any]]) -> list[str]:
-    options = {key: value for key, value in given.items() if key != "type"}
-    names = sorted(package.passes)
-    if given["type"].lower() not in names:
-        return [f"no such pass; known: {', '.join(names)}"]
-    module = package.get_pass_module_config(given["type"])
-    # What such a list names is a requirement; the distribution's name is near enough to the module's to look for it.
-    absent = [name for name in module.module_dependencies if not _importable(name)]
-    if absent:
-        return [f"it needs {', '.join(absent)}, which the environment does not hold"]
-    if CPU not in module.supported_providers:
-        return ["it is not for the CPU"]
-    kind = package.import_pass_module(given["type"])
-    spec = AcceleratorSpec(accelerator_type="cpu", execution_provider=CPU)
-    known = kind.default_config(spec)
-    problems = [f"no option {key!r}; known: {', '.join(sorted(known))}" for key in options if key not in known]
-    if "data_config" in known and "data_config" not in options:
-        problems.append("it calibrates: name one of olive.data_configs as data_config, or it would download one")
-    named = {str(each.get("name")): each for each in data}
-    if isinstance(
-        options.get("data_config"), str
-    ):  # the whole workflow's check looks names up; that of a pass does not
-        if options["data_config"] not in named:
-            listed = ", ".join(named) or "none"
-            problems.append(f"data_config {options['data_config']!r} is not one of olive.data_configs: {listed}")
-        options["data_config"] = named.get(options["data_config"])
-    if not problems:
-        try:
-            kind.generate_config(spec, options, disable_search=True)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        except ValueError as error:
-            problems = [" ".join(str(error).split())[:300]]
-    return problems
+def _check_inline(given: dict[str, Any], findings: Findings) -> None:
+    """Data sets that a pass does not name, but says in place; one that is wrong gives way to one that is not."""
+    for key, value in list(given.items()):
+        if key.endswith("data_config") and isinstance(value, dict):
+            own = Findings(wanted=findings.wanted)
+            check_one(value, own)
+            findings.problems += [f"{key}: {text}" for text in own.problems]
+            given[key] = {"name": "checked"} if own.problems else value
 
 
-def _importable(requirement: str) -> bool:
-    return importlib.util.find_spec(requirement.split("[")[0].replace("-", "_")) is not None
+def _trusted(named: dict[str, Any]) -> dict[str, Any]:
+    """Data sets that pass: what is wrong with them is said once, not by every pass that names them."""
+    return {name: {"name": "checked"} for name in named}
+
+
+def _of_inputs(given: dict[str, Any], inputs: dict[str, set[str] | None]) -> list[str]:
+    """What a pass wants of its data set and that does not give."""
+    gives = inputs.get(str(given.get("data_config")))
+    if gives is None:
+        return []
+    missing = [each for each in CALIBRATE.get(given["type"].lower(), ()) if each not in gives]
+    if not missing:
+        return []
+    return [
+        f"it reads {' and '.join(missing)}, and data_config {given['data_config']!r} gives {', '.join(sorted(gives))}"
+    ]
+
+
+def _run(config: dict[str, Any]) -> None:
+    """Run the workflow; where a pass fails Olive writes that into its log, and goes on or raises."""
+    logging.disable(logging.WARNING)
+    hint = "EDGESHIP_DEBUG=1 shows Olive's own log"
+    try:
+        out = run(config)
+    except MemoryError:
+        raise
+    except Exception as error:
+        logging.getLogger("olive").exception("the workflow failed")
+        raise RefusedError(f"the workflow failed: {'; '.join(spoken(error))}.", hint) from None
+    if not out.has_output_model():
+        raise RefusedError("the workflow produced no model.", hint)

@@ -66,13 +66,13 @@ def test_data_sets_are_read_before_a_pass_starts(raw: dict[str, Any]) -> None:
         ({"load_dataset_config": raw | {"input_types": ["float64"] * 2}}, "input_ids are float64; expected whole"),
         ({"load_dataset_config": raw, "type": "RawDataContainer"}, r"input_ids of a batch are \[64\]"),
         ({"load_dataset_config": raw, "dataloader_config": {"shufle": True}}, "'shufle'; did you mean 'shuffle'"),
-        ({"load_dataset_config": raw, "dataloader_config": {"batch_size": "two"}}, "no batch .* positive integer"),
+        ({"load_dataset_config": raw, "dataloader_config": {"batch_size": 0}}, "no batch .* positive integer"),
         ({"load_dataset_config": raw, "pre_process_data_config": [1]}, "expected a mapping of `type` and `params`"),
         ({"load_dataset_config": {"type": "dummy_dataset", "input_shapes": "x"}}, "input_shapes 'x': expected a list"),
         (hub | {"load_dataset_config": {"data_name": "wikitext"}}, "'wikitext' would be downloaded, .*data_name: json"),
         (hub | {"load_dataset_config": here, "pre_process_data_config": {"text_col": "a"}}, "did you mean 'text_cols'"),
         (hub | {"load_dataset_config": here, "pre_process_data_config": {"stride": "b"}}, "stride: Input should be"),
-        ({}, "expected a type that reads data"),
+        ({"load_dataset_config": raw, "dataloader_config": {"num_workers": "a"}}, "num_workers 'a': Input should be"),
     ]
     configs = [{"name": f"bad{place}"} | config for place, (config, _) in enumerate(bad)]
     lines, _ = refusals([GPTQ, BUILDER], [*configs, {"name": "good", "load_dataset_config": raw}])
@@ -83,10 +83,22 @@ def test_data_sets_are_read_before_a_pass_starts(raw: dict[str, Any]) -> None:
     assert not [line for line in lines if "(good)" in line]
 
 
+def test_token_ids_are_those_of_the_checkpoint(raw: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 300}))
+    data = [{"name": "good", "load_dataset_config": raw}]
+    request = {"passes": [GPTQ, BUILDER], "data_configs": data, "checkpoint": str(tmp_path), "out": "a", "cache": "b"}
+    with pytest.raises(ExporterError, match=r"expected 0 to 299, .* found 300 to 301"):
+        environments.run(find("olive"), "workflow", request, Silent())
+
+
 def test_names_of_data_sets(raw: dict[str, Any]) -> None:
     configs = [{"name": "good"}, {"name": "good"}, {}, {"name": "a b"}, {"name": 3}]
-    lines, _ = refusals([GPTQ, BUILDER], [each | {"load_dataset_config": raw} for each in configs])
-    said = ["as well", "found none", "found 'a b'", "found 3"]
+    configs = [each | {"load_dataset_config": raw} for each in configs]
+    configs += [{"name": "bare"}, {"name": "twice", "load_dataset_config": raw | {"params": {"data_dir": "a"}}}]
+    configs += [{"name": "task", "load_dataset_config": raw, "pre_process_data_config": {"task": "text-generation"}}]
+    lines, _ = refusals([GPTQ, BUILDER], configs)
+    said = ["as well", "found none", "found 'a b'", "found 3", "a type that reads data", "'data_dir' is said twice"]
+    said.append("task goes with type: HuggingfaceContainer")
     assert len(lines) == len(said)
     assert all(word in line for word, line in zip(said, lines, strict=True))
 
@@ -129,6 +141,14 @@ def test_every_pass_is_taken_or_refused_in_words() -> None:
     assert hint.startswith(f"{find('olive').python} -m pip install ")
     assert "psutil" in hint
     assert not {"Rtn", "KQuant", "OnnxKQuantQuantization", "OnnxBlockWiseRtnQuantization", "QuaRot"} & set(said)
+
+
+def test_surgeries_are_those_that_there_are() -> None:
+    surgeries = [{"surgeon": "Nope"}, {"surgeon": "RenameInputs", "old_nams": ["a"], "new_names": ["b"]}]
+    lines, _ = refusals([BUILDER, {"type": "GraphSurgeries", "surgeries": surgeries}])
+    said = ["no surgeon 'Nope'", "expected a param 'old_names'", "no param 'old_nams'; did you mean 'old_names'"]
+    assert len(lines) == len(said), lines
+    assert all(word in line for word, line in zip(said, lines, strict=True))
 
 
 def test_options_that_only_fail_on_the_cpu_are_refused() -> None:

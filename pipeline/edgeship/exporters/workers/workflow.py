@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from copy import deepcopy
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from olive.package_config import OlivePackageConfig
@@ -49,13 +51,13 @@ def _check(request: dict[str, Any], config: dict[str, Any]) -> None:
     Olive changes what it is given, so it gets copies.
     """
     passes, data = deepcopy(request["passes"]), deepcopy(request["data_configs"])
-    findings = Findings()
+    findings = Findings(vocabulary=_vocabulary(request.get("checkpoint")))
     inputs = check_data(data, findings)
     named = {each["name"]: each for each in data if isinstance(each.get("name"), str)}
     package = OlivePackageConfig.load_default_config()
     known = True  # whether every pass is one that can be asked for what it takes
     for place, each in enumerate(passes):
-        own = Findings(wanted=findings.wanted)
+        own = findings.part()
         _check_inline(each, own)
         known &= check_pass(package, each, named if not findings.problems else _trusted(named), own)
         own.problems += _of_inputs(each, inputs) if not own.problems else []
@@ -76,11 +78,18 @@ def _check(request: dict[str, Any], config: dict[str, Any]) -> None:
         )
 
 
+def _vocabulary(checkpoint: str | None) -> int | None:
+    if checkpoint is None:
+        return None
+    size = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
 def _check_inline(given: dict[str, Any], findings: Findings) -> None:
     """Data sets that a pass does not name, but says in place; one that is wrong gives way to one that is not."""
     for key, value in list(given.items()):
         if key.endswith("data_config") and isinstance(value, dict):
-            own = Findings(wanted=findings.wanted)
+            own = findings.part()
             check_one(value, own)
             findings.problems += [f"{key}: {text}" for text in own.problems]
             given[key] = {"name": "checked"} if own.problems else value

@@ -14,13 +14,20 @@ from olive.data.config import DataConfig, DefaultDataComponentCombos
 from olive.data.registry import Registry
 from olive.workflows.run.config import RunConfig
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
-from torch.utils.data import DataLoader
 from workflow_files import check_dummy, check_files, check_raw
 from workflow_words import Findings, spoken, unknown
 
 COMPONENTS = {f"{name}_config": name for name in DefaultDataComponentCombos}
 EVERYWHERE = frozenset({"task", "model_name", "trust_remote_code"})  # Olive itself gives these to any component
-LOADER = frozenset(inspect.signature(DataLoader.__init__).parameters) - {"self", "dataset"}
+LOADS = {
+    "batch_size": int,
+    "num_workers": int,
+    "shuffle": bool,
+    "drop_last": bool,
+    "pin_memory": bool,
+    "timeout": float,
+}
+LOADER = frozenset(LOADS)  # of torch's own loader, what YAML can say
 TOKENIZES = frozenset({"padding", "truncation", "max_length", "is_split_into_words", "add_special_tokens", "batched"})
 KEYWORDS: dict[str, frozenset[str]] = {
     "local_dataset": frozenset(),
@@ -51,7 +58,7 @@ def check_data(configs: list[dict[str, Any]], findings: Findings) -> dict[str, s
     for place, config in enumerate(configs):
         name = config.get("name")
         label = f"data_configs[{place}]" + (f" ({name})" if isinstance(name, str) else "")
-        own = Findings(wanted=findings.wanted)
+        own = findings.part()
         if isinstance(name, str):
             if name in names:
                 own.problems.append(f"its name is that of data_configs[{names[name]}] as well")
@@ -103,8 +110,24 @@ def _check_form(config: dict[str, Any], findings: Findings) -> None:
             say(("" if key == "type" else f"{key}: ") + unknown("type", chosen, proper))
 
 
+def _check_params(key: str, given: dict[str, Any], container: Any, findings: Findings) -> None:
+    """A component's params as such, said beside its `type` or in `params`."""
+    inner = given.get("params") or {}
+    twice = [each for each in inner if each in given]
+    findings.problems += [f"{key}: {each!r} is said twice, in params and beside them; remove one" for each in twice]
+    task = inner.get("task", given.get("task"))
+    if task is not None and not isinstance(task, str):
+        findings.problems.append(f"{key}: task {task!r}: expected a text")
+    elif task is not None and not hasattr(container, "task_type_components_map"):
+        findings.problems.append(f"{key}: task goes with type: HuggingfaceContainer; remove it")
+
+
 def _check_contents(config: dict[str, Any], findings: Findings) -> set[str] | None:
     """The params of the components that Olive chooses, then the data set itself."""
+    for key in COMPONENTS:
+        _check_params(key, config.get(key) or {}, Registry.get_container(config.get("type")), findings)
+    if findings.problems:
+        return None
     model = {"type": "HfModel", "model_path": "checkpoint"}
     try:
         chosen = RunConfig.model_validate({"input_model": model, "data_configs": [deepcopy(config)]}).data_configs[0]
@@ -154,6 +177,8 @@ def _of_params(key: str, component: Any, function: Any, given: dict[str, Any]) -
                 problems.append(f"{component.type}: expected a param {name!r}, found none{fills}")
         elif parameter.annotation is not parameter.empty and name in given:
             problems += _of_type(name, parameter.annotation, value)
+    if KEYWORDS.get(function.__name__) is LOADER:
+        problems += [each for name in given if name in LOADS for each in _of_type(name, LOADS[name], given[name])]
     model = given.get("model_name")
     if model is not None and not (isinstance(model, str) and Path(model).is_absolute() and Path(model).is_dir()):
         problems.append(f"model_name {model!r} would be downloaded; leave it out, and it is the checkpoint")
@@ -205,7 +230,18 @@ def _load(chosen: DataConfig, findings: Findings) -> set[str] | None:
     if not isinstance(batch, dict):
         return set()
     findings.problems += _of_ids(batch.get("input_ids"))
+    if "input_ids" in batch and findings.vocabulary is not None and chosen.load_dataset.__name__ == "raw_dataset":
+        findings.problems += _beyond(data, findings.vocabulary)
     return set(batch)
+
+
+def _beyond(data: Any, vocabulary: int) -> list[str]:
+    """Token ids that the checkpoint does not have."""
+    rows = [data[place][0]["input_ids"] for place in range(len(data))]
+    least, most = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
+    if least >= 0 and most < vocabulary:
+        return []
+    return [f"input_ids: expected 0 to {vocabulary - 1}, the tokens of the checkpoint, found {least} to {most}"]
 
 
 def _of_columns(params: dict[str, Any], columns: list[str] | None) -> list[str]:

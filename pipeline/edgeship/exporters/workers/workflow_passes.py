@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from importlib import metadata, util
 from typing import Any
 
@@ -55,8 +56,23 @@ def check_pass(package: OlivePackageConfig, given: dict[str, Any], named: dict[s
     options = {key: value for key, value in given.items() if key != "type"}
     problems = [unknown("option", key, known) for key in options if key not in known]
     problems += _of_data(name, module, kind, known, options, named)
-    findings.problems += problems or _refused(kind, known, options)
+    problems = problems or _refused(kind, known, options)
+    if name == "graphsurgeries" and not problems:
+        problems = [each for surgery in options["surgeries"] for each in _of_surgery(kind, surgery)]
+    findings.problems += problems
     return True
+
+
+def _of_surgery(kind: Any, surgery: dict[str, Any]) -> list[str]:
+    """What is wrong with one of the surgeries of a pass that has many; Olive ignores params that it does not know."""
+    surgeons = sys.modules[kind.__module__].Surgeon.registry
+    name = surgery.get("surgeon")
+    if not isinstance(name, str) or name.lower() not in surgeons:
+        return [unknown("surgeon", name, (each.__name__ for each in surgeons.values()))]
+    needed, others = kind.get_surgeon_parameters(surgeons[name.lower()])
+    missing = [f"{name}: expected a param {each!r}, found none" for each in needed if each not in surgery]
+    known = {"surgeon", *needed, *others}
+    return missing + [f"{name}: {unknown('param', each, known)}" for each in surgery if each not in known]
 
 
 def _lacking(package: OlivePackageConfig, name: str, findings: Findings) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from packaging.requirements import Requirement
 from pydantic import ValidationError
 
 LONGEST = 300
+BRANCH = re.compile(r"(str|int|float|bool|list|dict|\w+-enum|is-instance|function-\w+|lax-or-strict)(\[.*)?$")
 SEARCHED = ("SearchParameter", "PassParamDefault", "SpecialParamValue")
 PINNED = ("huggingface_hub", "numpy", "onnxruntime", "torch", "transformers")
 
@@ -23,6 +25,11 @@ class Findings:
 
     problems: list[str] = field(default_factory=list)
     wanted: list[str] = field(default_factory=list)
+    vocabulary: int | None = None  # of the checkpoint, where it is there already
+
+    def part(self) -> Findings:
+        """Of one thing in the workflow, whose problems get its name."""
+        return Findings(wanted=self.wanted, vocabulary=self.vocabulary)
 
     def lack(self, *requirements: str) -> str:
         """Note that packages are missing, and say so."""
@@ -53,7 +60,7 @@ def spoken(error: Exception) -> list[str]:
         found = [(e["loc"], e["msg"]) for e in error.errors()]
         # Any option may be one of these, to be searched for; that is no help to who gave a wrong value.
         plain = [each for each in found if not any(name in str(each[0]) for name in SEARCHED)]
-        return [f"{'.'.join(map(_place, where))}: {said}".removeprefix(": ") for where, said in plain or found]
+        return [f"{_place(where)}: {said}".removeprefix(": ") for where, said in plain or found]
     cause = f": {error.__cause__}" if error.__cause__ else ""
     text = " ".join(f"{error}{cause}".split())[:LONGEST]
     if isinstance(error, KeyError):
@@ -61,6 +68,6 @@ def spoken(error: Exception) -> list[str]:
     return [text or f"it fails, and says nothing but {type(error).__name__}"]
 
 
-def _place(key: Any) -> str:
-    """A step on the way to a value; what pydantic adds for the branches of a union is left out."""
-    return str(key).partition("[")[0]
+def _place(where: tuple[Any, ...]) -> str:
+    """The way to a value, without the names that pydantic gives the branches of a union."""
+    return ".".join(str(each) for each in where if isinstance(each, int) or not BRANCH.match(each))

@@ -229,7 +229,14 @@ def write_rewriter(directory: Path, kind: str) -> Any:
 _MARIAN = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
 
 
-def write_bert(directory: Path, task: str = "feature-extraction", *, pooling: bool = True, labels: int = 3) -> Any:
+def write_bert(
+    directory: Path,
+    task: str = "feature-extraction",
+    *,
+    pooling: bool = True,
+    labels: int = 3,
+    problem: str | None = None,
+) -> Any:
     """A small BERT checkpoint with random weights as transformers saves it; returns the model."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel
@@ -248,6 +255,7 @@ def write_bert(directory: Path, task: str = "feature-extraction", *, pooling: bo
         intermediate_size=64,
         max_position_embeddings=64,
         num_labels=labels,
+        problem_type=problem,
         initializer_range=0.5,
     )
     directory.mkdir(parents=True)

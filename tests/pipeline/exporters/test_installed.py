@@ -106,6 +106,40 @@ def test_labels_are_those_of_transformers(export: Any, tmp_path: Path, task: str
 
 
 @needs("optimum")
+@pytest.mark.parametrize(
+    ("labels", "problem"), [(1, None), (1, "regression"), (3, "regression"), (3, "multi_label_classification")]
+)
+def test_scores_are_those_of_transformers_pipeline(
+    export: Any, tmp_path: Path, labels: int, problem: str | None
+) -> None:
+    from transformers import PreTrainedTokenizerFast, pipeline
+
+    oracle = write_bert(tmp_path / "bert", "text-classification", labels=labels, problem=problem)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "bert" / "tokenizer.json"), pad_token="[PAD]")
+    theirs = pipeline("text-classification", model=oracle, tokenizer=tokenizer, top_k=None, device="cpu")(TEXTS)
+    report = export(tmp_path / "bert", "exporter: optimum\noptimum: {task: text-classification, quantization: none}")
+    assert verify(report.artifact).verdict == "pass"
+    with load(report.artifact) as model:
+        ours = model.classify(TEXTS)
+    for found, wanted in zip(ours, theirs, strict=True):
+        assert {each.name: each.score for each in found} == pytest.approx(
+            {each["label"]: each["score"] for each in wanted}, abs=1e-4
+        )
+
+
+@needs("optimum")
+@pytest.mark.parametrize("problem", [None, "regression"])
+def test_a_single_label_in_int8_is_close_enough(export: Any, tmp_path: Path, problem: str | None) -> None:
+    write_bert(tmp_path / "bert", "text-classification", labels=1, problem=problem)
+    report = export(tmp_path / "bert", "exporter: optimum\noptimum: {task: text-classification}")
+    verdict = verify(report.artifact)
+    assert verdict.verdict == "pass"
+    assert verdict.agreement is not None
+    assert verdict.agreement.cosine is not None
+    assert COSINE_INT8 < verdict.agreement.cosine < 1
+
+
+@needs("optimum")
 def test_static_ranges_and_a_head_that_is_not_there(export: Any, tmp_path: Path) -> None:
     write_bert(tmp_path / "bert")
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))

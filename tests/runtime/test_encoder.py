@@ -126,6 +126,19 @@ def test_scores_are_those_of_transformers_pipeline(tmp_path: Path, labels: int, 
     )
 
 
+def test_two_labels_without_names_are_those_of_transformers(tmp_path: Path) -> None:
+    from transformers import BertConfig
+
+    said = BertConfig(num_labels=2).to_diff_dict()
+    assert "id2label" not in said
+    directory, _ = write_encoder(tmp_path / "two", TEXT, {"config.json": said}, labels=2)
+    with load(directory) as model:
+        assert {each.name for each in model.classify("the cat")[0]} == set(BertConfig(num_labels=2).id2label.values())
+    directory, _ = write_encoder(tmp_path / "three", TEXT, {"config.json": said})
+    with load(directory) as model, pytest.raises(errors.EngineError, match=r"knows 3 labels, config\.json 2"):
+        model.classify("a")
+
+
 def test_labels_of_tokens_are_exclusive_whatever_the_problem(tmp_path: Path) -> None:
     said = config(3, problem_type="multi_label_classification")
     directory, answer = write_encoder(tmp_path / "a", TOKENS, said)
@@ -188,7 +201,6 @@ def test_modules_that_are_not_known(tmp_path: Path) -> None:
         (EMBED, both, "either mean_tokens or cls_token"),
         (EMBED, {}, "modules.json"),
         (TEXT, {"config.json": {"id2label": {"1": "a"}}}, "id2label"),
-        (TEXT, {"config.json": {}}, "id2label"),
     ]
     for place, (task, files, said) in enumerate(bad):
         directory, _ = write_encoder(tmp_path / str(place), task, files)

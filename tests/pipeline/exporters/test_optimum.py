@@ -166,7 +166,7 @@ MAX = {"1_Pooling/config.json": {"pooling_mode_max_tokens": True, "pooling_mode_
         ("", without(auto_map={"AutoModel": "a.B"}), CheckpointError, "auto_map"),
         ("", without(vocab_size=5), CheckpointError, "vocab_size"),
         ("", {"model.safetensors": None, "pytorch_model.bin": {}}, CheckpointError, "pickle"),
-        ("optimum: {task: text-classification}", without("id2label"), CheckpointError, "id2label"),
+        ("optimum: {task: text-classification}", without(id2label={"1": "a"}), CheckpointError, "id2label"),
         ("optimum: {quantization: static, calibration: none.txt}", {}, RecipeError, "none.txt"),
         ("accept: {size_mb: 0.0001}", {}, FidelityError, "size_mb"),
     ],

@@ -102,10 +102,7 @@ def open_shard(path: Path) -> dict[str, LazyTensor]:
     BF16, F16 or F32.
     """
     file = _File(path)
-    header, start = _read_header(file)
-    _check_metadata(file, header.pop("__metadata__", None))
-    entries = [_Entry(file, name, value) for name, value in header.items()]
-    _check_coverage(file, entries, file.size - start)
+    entries, start = _read_entries(file)
     _refuse_dtypes(file, entries)
     out = {}
     for e in entries:
@@ -114,6 +111,20 @@ def open_shard(path: Path) -> dict[str, LazyTensor]:
             e.name, e.shape, dtype, file.name, _Rows(file, e.name, dtype, e.shape, start + e.begin)
         )
     return out
+
+
+def check_shard(path: Path) -> None:
+    """Raise CheckpointError, naming file and tensor, at everything the format forbids; any dtype will do."""
+    _read_entries(_File(path))
+
+
+def _read_entries(file: _File) -> tuple[list[_Entry], int]:
+    """The tensors of the header, and where the data starts."""
+    header, start = _read_header(file)
+    _check_metadata(file, header.pop("__metadata__", None))
+    entries = [_Entry(file, name, value) for name, value in header.items()]
+    _check_coverage(file, entries, file.size - start)
+    return entries, start
 
 
 class _Entry:

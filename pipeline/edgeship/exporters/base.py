@@ -14,6 +14,7 @@ from edgeship import __version__
 from edgeship.checkpoint.checkpoint import Checkpoint, read_config
 from edgeship.checkpoint.files import INDEX, choose_weights, read_limited, require_tokenizer, side_files
 from edgeship.checkpoint.hub import fetch
+from edgeship.checkpoint.safetensors import check_shard
 from edgeship.errors import CheckpointError
 from edgeship.exporters.environment import Environment
 from edgeship.formats.onnx.graph import operators
@@ -70,7 +71,7 @@ class Exporter(Protocol):
 def open_source(recipe: Recipe, checkpoint: Path | None, progress: Progress) -> Checkpoint:
     """The checkpoint given, or the recipe's own, without its tensors: what loads them has a mind of its own on these.
 
-    Raises EdgeshipError as `fetch` and `open_checkpoint` do: weights that are pickles are refused.
+    Raises EdgeshipError as `fetch` and `open_checkpoint` do: weights that are pickles, or cut short, are refused.
     """
     path, revision = checkpoint, "local"
     if path is None:
@@ -79,6 +80,8 @@ def open_source(recipe: Recipe, checkpoint: Path | None, progress: Progress) -> 
     names = {file.name for file in path.iterdir() if file.is_file()}
     weights = choose_weights(names, str(path), lambda: read_limited(path / INDEX))
     require_tokenizer(names, str(path))
+    for name in weights:
+        check_shard(path / name)
     files = sorted({*side_files(names), *weights})
     return Checkpoint(path, config, {}, revision, tuple(path / name for name in files))
 

@@ -167,12 +167,19 @@ def _request(job: Job, options: Optimum, encoder: _Encoder, asked: Sequence[Sequ
 
 def _calibration_texts(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8") as file:
-            found = [line.strip() for line in file.read(CALIBRATION_BYTES).splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"optimum.calibration: {path}: cannot be read: {error}.", hint="a text per line") from None
-    if not found:
-        raise RecipeError(f"optimum.calibration: {path}: expected a text per line, found none.", hint="some 100 do")
+        with path.open(encoding="utf-8-sig") as file:
+            lines = file.read(CALIBRATION_BYTES).split("\n")
+    except UnicodeDecodeError as error:
+        reason = f"it is not UTF-8 (byte {error.start})"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    else:
+        found = [line.strip() for line in lines if line.strip()]
+        reason = "" if found else "it holds none"
+    if reason:
+        raise RecipeError(
+            f"optimum.calibration: {path}: expected texts, one per line, but: {reason}.", hint="give some 100 of them"
+        )
     return found[:CALIBRATION_TEXTS]
 
 

@@ -44,7 +44,7 @@ def read_modules(directory: Path, options: Optimum) -> Modules:
         return Modules(options.pooling, normalize)
     if kinds not in KINDS:
         raise CheckpointError(
-            f"{path}: expected Transformer, Pooling and perhaps Normalize, found {', '.join(kinds)}.",
+            f"{path}: expected Transformer, Pooling and perhaps Normalize, found {', '.join(kinds) or 'none'}.",
             hint="further layers are not exported; their answers would be missing from every vector",
         )
     if not is_plain(places[1]):

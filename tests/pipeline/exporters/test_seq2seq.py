@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from checkpoints import write_safetensors
 from edgeship import cli, exporters
 from edgeship.errors import CheckpointError, EdgeshipError, FidelityError, RecipeError
 from edgeship.progress import Silent
@@ -45,7 +47,7 @@ def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
         source = tmp_path / "checkpoint"
         source.mkdir()
         write_words(source)
-        (source / "model.safetensors").touch()
+        write_safetensors(source / "model.safetensors", {"shared.weight": ("F16", np.zeros(4, np.float16))})
         write_files(source, {"config.json": CONFIG | (config or {}), "tokenizer_config.json": {"model_max_length": 48}})
         recipe = tmp_path / "mine.yaml"
         recipe.write_text(f"source: {{repo: me/mine}}\nexporter: optimum\n{text}")

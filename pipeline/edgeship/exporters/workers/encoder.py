@@ -55,16 +55,38 @@ def work(request: dict[str, Any], note: Note) -> dict[str, Any]:
 
 def _load(checkpoint: Path, task: str) -> tuple[Any, int]:
     """The float model and its number of weights; refused where the checkpoint lacks some, which would be random."""
-    kind = getattr(transformers, CLASSES[task])
-    model, found = kind.from_pretrained(checkpoint, output_loading_info=True, dtype=torch.float32)
+    model, found = load(getattr(transformers, CLASSES[task]), checkpoint)
     missing = [name for name in found["missing_keys"] if UNUSED not in name or task != "feature-extraction"]
     if missing or found["mismatched_keys"]:
-        wrong = ", ".join(map(str, [*missing, *found["mismatched_keys"]][:3]))
+        wrong = described(missing, found["mismatched_keys"])
         raise RefusedError(
             f"expected the weights of a model for {task}, found none for {wrong}.",
             "give the checkpoint that was trained for the task, or set optimum.task to what it was trained for",
         )
     return model.eval(), sum(p.numel() for name, p in model.named_parameters() if UNUSED not in name)
+
+
+def described(missing: Sequence[str], mismatched: Sequence[tuple[str, Any, Any]]) -> str:
+    """The first few weights that are not there, or not as config.json has them."""
+    others = [f"{name} {list(wanted)} (there is one of {list(there)})" for name, there, wanted in mismatched]
+    return ", ".join([*missing, *others][:3])
+
+
+def load(kind: Any, checkpoint: Path) -> tuple[Any, dict[str, Any]]:
+    """A model of transformers, and what was missing or of another shape; refused where it cannot be made at all."""
+    try:
+        model, found = kind.from_pretrained(
+            checkpoint, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # as many kinds as there are models: each reads config.json with code of its own
+        text = " ".join(str(error).split())[:300]
+        raise RefusedError(
+            f"transformers {version('transformers')} does not load the checkpoint: {type(error).__name__}: {text}",
+            "check its config.json, and whether this version knows the model",
+        ) from None
+    return model, found
 
 
 def _float_answers(model: Any, cases: Sequence[Ids]) -> Iterator[NDArray[np.float32]]:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from encoder import quantize  # type: ignore[import-not-found]
+from encoder import described, load, quantize  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 from optimum.exporters.onnx import main_export
 from run import Note, RefusedError
@@ -54,9 +54,9 @@ def work(request: dict[str, Any], note: Note) -> dict[str, Any]:
 
 def _load(checkpoint: Path) -> tuple[Any, int]:
     """The float model and its number of weights; refused where the checkpoint lacks some, which would be random."""
-    model, found = AutoModelForSeq2SeqLM.from_pretrained(checkpoint, output_loading_info=True, dtype=torch.float32)
+    model, found = load(AutoModelForSeq2SeqLM, checkpoint)
     if found["missing_keys"] or found["mismatched_keys"]:
-        wrong = ", ".join(map(str, [*found["missing_keys"], *found["mismatched_keys"]][:3]))
+        wrong = described(found["missing_keys"], found["mismatched_keys"])
         raise RefusedError(
             f"expected the weights of an encoder with a decoder, found none for {wrong}.",
             "give the whole checkpoint; set optimum.task to what it was trained for",

@@ -39,7 +39,7 @@ from edgeship.formats import draw_up
 from edgeship.formats.base import Format
 from edgeship.memory import Budget, divide, peak_rss
 from edgeship.output import Output
-from edgeship.partial import PartialExport
+from edgeship.partial import PartialExport, missing
 from edgeship.plan import Plan, plan_checkpoint
 from edgeship.progress import Progress, downloads
 from edgeship.quant import ggml
@@ -120,14 +120,13 @@ def _kept_for_another_run(out: Path, name: str) -> Iterator[Path]:
 
     Directories that the export made and that are empty then are gone too.
     """
-    made = [path for path in (out / name, out) if not path.exists()]
-    kept = out / name / MEASURED
+    made, kept = missing(out / name), out / name / MEASURED
     try:
         yield kept
     except (RecipeError, PlanError, CheckpointError, FidelityError):
         shutil.rmtree(kept, ignore_errors=True)
-        for path in made:
-            with suppress(OSError):
+        with suppress(OSError):
+            for path in made:
                 path.rmdir()
         raise
     shutil.rmtree(kept, ignore_errors=True)

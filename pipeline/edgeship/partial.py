@@ -29,10 +29,12 @@ class PartialExport:
         self._journal_path = final.with_name(f".{final.name}.journal")
         self._old = final.with_name(f".{final.name}.old")
         self._journal: IO[bytes] | None = None
+        self._made: list[Path] = []  # directories above the artifact's, the lowest first
         self.finished: set[str] = set()
         self.found = ""  # what an earlier run left: "", "resumed" or "discarded"
 
     def __enter__(self) -> PartialExport:
+        self._made = missing(self.final.parent)
         self.final.parent.mkdir(parents=True, exist_ok=True)
         self._journal = open(self._journal_path, "a+b")
         try:
@@ -55,7 +57,8 @@ class PartialExport:
         shutil.rmtree(self.directory, ignore_errors=True)
         self._journal_path.unlink(missing_ok=True)
         with suppress(OSError):  # other formats, or the artifact that --force was to replace, may lie here
-            self.final.parent.rmdir()
+            for path in self._made or [self.final.parent]:
+                path.rmdir()
 
     def _lock(self) -> None:
         assert self._journal is not None
@@ -133,6 +136,11 @@ class PartialExport:
         if self._old.exists():
             shutil.rmtree(self._old)
         self._journal_path.unlink(missing_ok=True)
+
+
+def missing(directory: Path) -> list[Path]:
+    """The directory and those above it, as far as they are not there yet."""
+    return [path for path in (directory, *directory.parents) if not path.exists()]
 
 
 def sync(path: Path) -> None:

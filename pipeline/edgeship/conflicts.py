@@ -41,7 +41,7 @@ def _conflicts(plan: Plan) -> Iterator[Conflict]:
     if plan.recipe.accept.repair and plan.recipe.scheme.mixed is not None:
         yield "accept.repair", "a mixed scheme spends its whole budget already; remove repair, and raise the budget"
     if plan.recipe.accept.text is not None and not Path(plan.recipe.accept.text).is_file():
-        yield "accept.text", f"no such file: {plan.recipe.accept.text}"
+        yield "accept.text", _no_file(plan.recipe.accept.text)
     for path in plan.recipe.adapters:
         if not Path(path).is_dir():
             yield "adapters", f"no such directory: {path}"
@@ -56,6 +56,10 @@ def _conflicts(plan: Plan) -> Iterator[Conflict]:
         if over(r, made.size_bytes):
             found = f"{described(r, made.size_bytes)} for the {form} file alone"
             yield "accept.size_mb", f"{found}; raise it, or choose smaller types"
+
+
+def _no_file(path: str | Path) -> str:
+    return f"expected a file, found a directory: {path}" if Path(path).is_dir() else f"no such file: {path}"
 
 
 def _of_formats(plan: Plan) -> Iterator[Conflict]:
@@ -140,7 +144,7 @@ def _of_importance(plan: Plan) -> Iterator[Conflict]:
             )
         return
     if not Path(given).is_file():
-        yield "imatrix", f"no such file: {given}"
+        yield "imatrix", _no_file(given)
     for name, tensors in _by_encoding(plan.stored()).items():
         if name in ("int4-64", "int4-128"):
             yield (
@@ -161,7 +165,7 @@ def _of_calibration(plan: Plan) -> Iterator[Conflict]:
     """An algorithm without text to look at, text that nothing looks at, and what the two cannot do."""
     section, algorithm = plan.recipe.calibration, plan.recipe.scheme.algorithm
     if section is not None and section.file is not None and not section.file.is_file():
-        yield "calibration", f"no such file: {section.file}"
+        yield "calibration", _no_file(section.file)
     if section is not None and section.sequence > plan.decoder.max_positions:
         yield (
             "calibration.sequence",

@@ -124,6 +124,12 @@ def explain(model: type[BaseModel], error: Mapping[str, Any], keys: Sequence[str
     return f"{where}: expected {words}, found {found(value)}{hint}"
 
 
+def follows(error: Mapping[str, Any]) -> bool:
+    """Whether an error of pydantic's says nothing new: a list is too short because items of it are wrong."""
+    value = error["input"]
+    return error["type"] == "too_short" and isinstance(value, list | tuple) and len(value) >= error["ctx"]["min_length"]
+
+
 def _unknown(model: type[BaseModel], path: Sequence[str | int], keys: Sequence[str]) -> str:
     parent, key = path[:-1], str(path[-1])
     info = at(model, parent)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from edgeship import olive_paths, yaml_source
 from edgeship.errors import RecipeError
 from edgeship.exporter import Olive
-from edgeship.fields import explain, found
+from edgeship.fields import explain, follows, found
 from edgeship.recipe import Recipe
 from edgeship.yaml_model import NAME, Kind, extended, load
 from edgeship.yaml_source import Document, KeyPath, Places, Problem
@@ -68,6 +68,8 @@ def _validated(document: Document, name: str, problems: list[Problem]) -> Recipe
         recipe = Recipe.model_validate(data | {"name": safe}, context=_inherited(document))
     except ValidationError as e:
         for error in e.errors(include_url=False):
+            if follows(error):
+                continue
             path = (*error["loc"], *(k for k in [error.get("ctx", {}).get("key")] if k))
             place = document.place(path, key=error["type"] in ("extra_forbidden", "path_not_local"))
             problems.append(Problem(place, explain(Recipe, dict(error), KEYS)))

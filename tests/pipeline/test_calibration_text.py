@@ -135,6 +135,9 @@ def test_a_text_of_no_use_is_refused(content: bytes | None, said: str, text: Tex
         ("[]", 'no object with a list of "messages"'),
         ('{"messages": "hello"}', 'no object with a list of "messages"'),
         ('{"messages": [{"content": "hello"}]}', "chats.jsonl:2: expected a conversation"),
+        ('{"messages": [{"role": "user", "content": "half \\ud800"}]}', "chats.jsonl:2: expected a conversation"),
+        ("[" * 100_000, "chats.jsonl:2: expected a conversation"),
+        ('{"messages": ' + "[" * 900 + "]" * 900 + "}", "chats.jsonl:2: expected a conversation"),
     ],
 )
 def test_a_line_that_is_no_conversation_is_named(line: str, said: str, text: TextSide, tmp_path: Path) -> None:

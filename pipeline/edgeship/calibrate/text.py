@@ -93,10 +93,12 @@ def _render(file: Path, written: str, text: TextSide) -> Iterator[str]:
             chat = json.loads(line)
             if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list):
                 raise ValueError('no object with a list of "messages"')
-            yield template.render(
+            said = template.render(
                 chat["messages"], chat.get("tools"), add_generation_prompt=False, date_string=DATE_STRING
             )
-        except (ValueError, EdgeshipRuntimeError) as error:
+            said.encode()  # JSON may hold half a character, which no tokenizer takes
+            yield said
+        except (ValueError, RecursionError, EdgeshipRuntimeError) as error:
             reason = error.message if isinstance(error, EdgeshipRuntimeError) else str(error)
             raise RecipeError(
                 f"{file}:{number}: expected a conversation, but: {reason}.",

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -343,6 +344,8 @@ def main() -> None:
     # The stream and the reference pass bring their own threads; those that numpy's OpenBLAS starts spin before they
     # sleep, 0.3 CPU seconds at each start.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # What numpy says of numbers that grow too large is found, and said by name, where it matters.
+    warnings.simplefilter("ignore", RuntimeWarning)
     sys.exit(run(sys.argv[1:]))
 
 

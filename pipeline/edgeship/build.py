@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,13 @@ from edgeship.calibrate.text import Tokens
 from edgeship.checkpoint.adapters import merge, open_adapters
 from edgeship.checkpoint.checkpoint import Checkpoint, account, fingerprint, open_checkpoint
 from edgeship.checkpoint.hub import fetch
-from edgeship.errors import ArtifactError, CheckpointError, FidelityError, PlanError, RecipeError, ResourceError
+from edgeship.errors import ArtifactError, FidelityError, ResourceError
 from edgeship.evaluate.gate import Gate, measure, open_gate
 from edgeship.formats import draw_up
 from edgeship.formats.base import Format
 from edgeship.memory import Budget, divide, peak_rss
 from edgeship.output import Output
-from edgeship.partial import PartialExport, missing
+from edgeship.partial import PartialExport, kept_for_another_run
 from edgeship.plan import Plan, plan_checkpoint
 from edgeship.progress import Progress, downloads
 from edgeship.quant import ggml
@@ -96,7 +96,7 @@ def export(
     with storage_errors(out):
         finals = {name: out / recipe.name / name for name in formats}
         refuse_existing(finals.values(), force)
-        with _kept_for_another_run(out, recipe.name) as kept:
+        with kept_for_another_run(out / recipe.name / MEASURED) as kept:
             work = replace(_prepare(recipe, checkpoint, formats, max_ram, kept, progress), fidelity=fidelity)
             work = _run_until_accepted(work, finals, force, progress)
     size = sum(directory_size(final) for final in finals.values())
@@ -112,24 +112,6 @@ def export(
         bits_per_weight=round(work.plan.footprints[work.forms[0].name].bits_per_weight, 3),
         source_revision=work.source.revision,
     )
-
-
-@contextmanager
-def _kept_for_another_run(out: Path, name: str) -> Iterator[Path]:
-    """Where an export keeps what was found out, gone when it ends, or where its input is at fault; as `PartialExport`.
-
-    Directories that the export made and that are empty then are gone too.
-    """
-    made, kept = missing(out / name), out / name / MEASURED
-    try:
-        yield kept
-    except (RecipeError, PlanError, CheckpointError, FidelityError):
-        shutil.rmtree(kept, ignore_errors=True)
-        with suppress(OSError):
-            for path in made:
-                path.rmdir()
-        raise
-    shutil.rmtree(kept, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -286,6 +268,11 @@ def _run(work: _Work, finals: Mapping[str, Path], force: bool, progress: Progres
 def refuse_existing(finals: Iterable[Path], force: bool) -> None:
     """Before anything is read: the cheapest mistake to find."""
     for final in finals:
+        if final.exists() and not final.is_dir():
+            raise ArtifactError(
+                f"{final}: expected a directory, or nothing yet, found a file; nothing was written.",
+                hint="move it away, or pass another --out",
+            )
         if final.exists() and not force:
             raise ArtifactError(
                 f"{final} exists already; nothing was written.",

@@ -11,12 +11,20 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from edgeship.errors import ArtifactError, EdgeshipError, ResourceError
+from edgeship.errors import (
+    ArtifactError,
+    CheckpointError,
+    EdgeshipError,
+    FidelityError,
+    PlanError,
+    RecipeError,
+    ResourceError,
+)
 
 
 class PartialExport:
@@ -136,6 +144,33 @@ class PartialExport:
         if self._old.exists():
             shutil.rmtree(self._old)
         self._journal_path.unlink(missing_ok=True)
+
+
+@contextmanager
+def kept_for_another_run(directory: Path) -> Iterator[Path]:
+    """Where an export keeps what it found out: gone when it ends or its input is at fault, there if it is cut short.
+
+    Another export may be using it at the same time; empty directories that were made for it are gone in any case.
+    """
+    made = missing(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems know no locks
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield directory
+    except (RecipeError, PlanError, CheckpointError, FidelityError):
+        with suppress(OSError):  # others hold it too
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory)
+        raise
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+        for path in made:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 def missing(directory: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import pytest
 from checkpoints import write_checkpoint
 from edgeship import build
 from edgeship.errors import ArtifactError, CheckpointError, PlanError, ResourceError
-from edgeship.partial import PartialExport
+from edgeship.partial import PartialExport, kept_for_another_run
 from exports import Listener, built, export, recipe
 
 INTERRUPTED = Path(__file__).parents[1] / "interrupted.py"
@@ -174,3 +174,45 @@ def test_a_disk_that_fills_midway_leaves_nothing_half_and_resumes(
 def sizes(checkpoint: Path, out: Path) -> dict[str, int]:
     made = export(checkpoint, out)
     return {p.name: p.stat().st_size for p in made.rglob("*")}
+
+
+class TestKept:
+    """What was found out before the first byte, beside the formats."""
+
+    def test_a_refusal_leaves_what_another_export_uses(self, tmp_path: Path) -> None:
+        kept = tmp_path / "out" / "name" / ".kept"
+        with kept_for_another_run(kept):
+            (kept / "found").touch()
+            with pytest.raises(PlanError), kept_for_another_run(kept):
+                raise PlanError("refused")
+            assert (kept / "found").exists()
+        assert not kept.exists()
+
+    @pytest.mark.parametrize(("error", "left"), [(PlanError("a"), []), (KeyboardInterrupt(), ["found"])])
+    def test_an_interruption_leaves_it_a_refusal_does_not(
+        self, tmp_path: Path, error: BaseException, left: list[str]
+    ) -> None:
+        def run(kept: Path) -> None:
+            with kept_for_another_run(kept):
+                (kept / "found").touch()
+                raise error
+
+        with pytest.raises(type(error)):
+            run(tmp_path / "out" / "name" / ".kept")
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == left
+        assert (tmp_path / "out").exists() is bool(left)
+
+    def test_nothing_found_leaves_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(KeyboardInterrupt), kept_for_another_run(tmp_path / "out" / "name" / ".kept"):
+            raise KeyboardInterrupt
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_an_artifact_goes_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    final = tmp_path / "case" / "onnx"
+    final.parent.mkdir()
+    final.write_text("mine")
+    with pytest.raises(ArtifactError, match="found a file; nothing was written"):
+        built(recipe(), tmp_path, checkpoint=checkpoint, force=True)
+    assert final.read_text() == "mine"
+    assert list(final.parent.iterdir()) == [final]

@@ -318,8 +318,9 @@ def chosen_formats(recipe: Recipe, asked: Sequence[str]) -> tuple[str, ...]:
     for name in asked:
         if name not in recipe.formats:
             text = f"--format: expected one of {', '.join(recipe.formats)}, found {found(name)}"
+            told = "the recipe's formats" if recipe.exporter == "native" else f"exporter: {recipe.exporter} writes"
             raise UsageError(
-                f"{text}{did_you_mean(name, recipe.formats)}.", hint=f"the recipe {recipe.name} says formats"
+                f"{text}{did_you_mean(name, recipe.formats)}.", hint=f"{told}: {', '.join(recipe.formats)}"
             )
     return tuple(dict.fromkeys(asked)) or recipe.formats
 

@@ -53,7 +53,7 @@ def merge(
     for adapter in adapters:
         for role in roles:
             if role.tensor in adapter.changes:
-                out[role.key] = _changed(out[role.key], adapter.changes[role.tensor])
+                out[role.key] = _changed(out[role.key], adapter.changes[role.tensor], adapter.path)
     return out
 
 
@@ -82,11 +82,12 @@ def _misfit(target: str, role: Role | None, change: Change, decoder: Decoder, *,
     return None
 
 
-def _changed(base: LazyTensor, change: Change) -> LazyTensor:
+def _changed(base: LazyTensor, change: Change, adapter: Path) -> LazyTensor:
     start = replace(change.replacement, name=base.name) if change.replacement is not None else base
     if change.a is None:
         return start
-    return LazyTensor(base.name, base.shape, "F32", start.source, _Merged(start, change))
+    source = f"{start.source} with the adapter {adapter}"  # either may hold what is no number
+    return LazyTensor(base.name, base.shape, "F32", source, _Merged(start, change))
 
 
 class _Merged:

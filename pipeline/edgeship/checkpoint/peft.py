@@ -195,10 +195,10 @@ def _changes(path: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTe
             out[target] = Change(**found, scale=scaling.of(target.removesuffix(".weight"), found["a"].shape[0]))
         else:
             out[target] = Change(replacement=found["replacement"])
-    if problems or not out:
+    problems = problems or ([] if out else ["it holds no tensors"])
+    if problems:
         raise CheckpointError(
-            f"{path / WEIGHTS}: no adapter that can be merged, {len(problems)} problem(s):\n"
-            + some(problems or ["it holds no tensors"]),
+            f"{path / WEIGHTS}: no adapter that can be merged, {len(problems)} problem(s):\n" + some(problems),
             hint=MERGE_YOURSELF,
         )
     return out

@@ -96,8 +96,9 @@ def _read(text: Path) -> str:
         hint = "give plain text, or convert it with iconv"
         raise UsageError(f"{text}: expected UTF-8 text, found another byte at {error.start}.", hint=hint) from None
     except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
         hint = "check the path and its permissions"
-        raise UsageError(f"{text}: cannot be read ({error}).", hint=hint) from None
+        raise UsageError(f"{text}: cannot be read: {reason}.", hint=hint) from None
 
 
 def _encode(tokenizer: Tokenizer, content: str, tokens: int) -> list[int]:

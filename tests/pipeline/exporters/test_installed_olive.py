@@ -66,7 +66,10 @@ def test_data_sets_are_read_before_a_pass_starts(raw: dict[str, Any]) -> None:
         ({"load_dataset_config": raw | {"input_types": ["float64"] * 2}}, "input_ids are float64; expected whole"),
         ({"load_dataset_config": raw, "type": "RawDataContainer"}, r"input_ids of a batch are \[64\]"),
         ({"load_dataset_config": raw, "dataloader_config": {"shufle": True}}, "'shufle'; did you mean 'shuffle'"),
-        ({"load_dataset_config": raw, "dataloader_config": {"batch_size": 0}}, "no batch .* positive integer"),
+        ({"load_dataset_config": raw, "dataloader_config": {"batch_size": 0}}, "batch_size 0: expected 1 or more"),
+        (hub | {"load_dataset_config": here, "pre_process_data_config": {"max_seq_len": -1}}, "max_seq_len -1: expec"),
+        (hub | {"load_dataset_config": here, "pre_process_data_config": {"max_samples": 0}}, "max_samples 0: expected"),
+        (hub | {"load_dataset_config": here, "pre_process_data_config": {"max_seq_len": 10**8}}, "at most 1048576"),
         ({"load_dataset_config": raw, "pre_process_data_config": [1]}, "expected a mapping of `type` and `params`"),
         ({"load_dataset_config": {"type": "dummy_dataset", "input_shapes": "x"}}, "input_shapes 'x': expected a list"),
         (hub | {"load_dataset_config": {"data_name": "wikitext"}}, "'wikitext' would be downloaded, .*data_name: json"),
@@ -89,6 +92,30 @@ def test_token_ids_are_those_of_the_checkpoint(raw: dict[str, Any], tmp_path: Pa
     request = {"passes": [GPTQ, BUILDER], "data_configs": data, "checkpoint": str(tmp_path), "out": "a", "cache": "b"}
     with pytest.raises(ExporterError, match=r"expected 0 to 299, .* found 300 to 301"):
         environments.run(find("olive"), "workflow", request, Silent())
+
+
+def test_what_the_checkpoint_has_no_room_for(raw: dict[str, Any], tmp_path: Path) -> None:
+    config = {"vocab_size": 400, "hidden_size": 96, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "a.txt").write_text("The cat sat on the mat.\n")
+    here = {"data_name": "text", "data_files": str(tmp_path / "a.txt"), "split": "train"}
+    long = {"name": "good", "type": "HuggingfaceContainer", "load_dataset_config": here}
+    long |= {"pre_process_data_config": {"text_cols": "text", "max_seq_len": 65}}
+    data = [long, {"name": "raw", "load_dataset_config": raw}]
+    gptq = [GPTQ | {"group_size": 64}, BUILDER]
+    request = {"passes": gptq, "data_configs": data, "checkpoint": str(tmp_path), "out": "a", "cache": "b"}
+    with pytest.raises(ExporterError) as caught:
+        environments.run(find("olive"), "workflow", request, Silent())
+    assert "max_seq_len 65: expected at most 64, the model's positions" in caught.value.message
+    assert "group_size 64: the checkpoint's rows of 96 weights do not divide into it" in caught.value.message
+
+
+def test_groups_that_onnx_cannot_have(raw: dict[str, Any]) -> None:
+    data = [{"name": "good", "load_dataset_config": raw}]
+    for size, refused in ((48, True), (8, True), (64, False), (-1, False)):
+        lines, _ = refusals([GPTQ | {"group_size": size}, BUILDER], data)
+        assert [line for line in lines if "a power of two from 16 on" in line] == lines
+        assert bool(lines) is refused
 
 
 def test_names_of_data_sets(raw: dict[str, Any]) -> None:

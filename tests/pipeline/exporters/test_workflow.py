@@ -60,14 +60,16 @@ class Package:
         (["OnnxKQuantQuantization"], "takes an ONNX model, and the checkpoint is a Hugging Face .* put ModelBuilder"),
         (["ModelBuilder", "OpenVINOIoUpdate"], "it takes Olive's OpenVINOModel"),
         (["Gptq", "Gptq", "ModelBuilder"], r"it takes a float model, and passes\[0\] \(Gptq\) quantizes"),
+        (["Gptq", {"type": "ModelBuilder", "precision": "fp32"}], r"is for a float model, and passes\[0\] .* say int4"),
+        (["Gptq", {"type": "ModelBuilder", "precision": "int4"}], None),
         (["Gptq"], "ends with a Hugging Face model, .*let ModelBuilder follow"),
         (["ModelBuilder", "SplitModel"], "ends with several models at once"),
         (["OnnxConversion"], r"nothing writes genai_config\.json"),
     ],
 )
-def test_passes_that_cannot_follow_each_other(worker: Any, passes: list[str], said: str | None) -> None:
+def test_passes_that_cannot_follow_each_other(worker: Any, passes: list[Any], said: str | None) -> None:
     order = worker("workflow_order")
-    found = order.check_order(Package(), [{"type": each} for each in passes])
+    found = order.check_order(Package(), [{"type": each} if isinstance(each, str) else each for each in passes])
     if said is None:
         assert found == []
     else:

@@ -51,7 +51,7 @@ def _check(request: dict[str, Any], config: dict[str, Any]) -> None:
     Olive changes what it is given, so it gets copies.
     """
     passes, data = deepcopy(request["passes"]), deepcopy(request["data_configs"])
-    findings = Findings(vocabulary=_vocabulary(request.get("checkpoint")))
+    findings = _findings(request.get("checkpoint"))
     inputs = check_data(data, findings)
     named = {each["name"]: each for each in data if isinstance(each.get("name"), str)}
     package = OlivePackageConfig.load_default_config()
@@ -78,11 +78,14 @@ def _check(request: dict[str, Any], config: dict[str, Any]) -> None:
         )
 
 
-def _vocabulary(checkpoint: str | None) -> int | None:
+def _findings(checkpoint: str | None) -> Findings:
+    """With what the checkpoint's config.json says, once there is one."""
     if checkpoint is None:
-        return None
-    size = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8")).get("vocab_size")
-    return size if isinstance(size, int) else None
+        return Findings()
+    config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    keys = ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size")
+    vocabulary, positions, *rows = (config[key] if isinstance(config.get(key), int) else None for key in keys)
+    return Findings(vocabulary=vocabulary, positions=positions, rows=tuple(each for each in rows if each))
 
 
 def _check_inline(given: dict[str, Any], findings: Findings) -> None:

@@ -19,6 +19,8 @@ from workflow_words import Findings, spoken, unknown
 
 COMPONENTS = {f"{name}_config": name for name in DefaultDataComponentCombos}
 EVERYWHERE = frozenset({"task", "model_name", "trust_remote_code"})  # Olive itself gives these to any component
+COUNTS = frozenset({"batch_size", "max_length", "max_samples", "max_seq_len"})
+MOST_POSITIONS = 1 << 20  # before the checkpoint is there
 LOADS = {
     "batch_size": int,
     "num_workers": int,
@@ -139,7 +141,8 @@ def _check_contents(config: dict[str, Any], findings: Findings) -> set[str] | No
         given = (said.get("params") or {}) | {k: v for k, v in said.items() if k not in ("type", "params")}
         component = chosen.components[kind]
         function = Registry.get_component(kind, component.type)
-        findings.problems += [f"{key}: {each}" for each in _of_params(key, component, function, given)]
+        found = _of_params(key, component, function, given) or _of_counts(given, findings.positions or MOST_POSITIONS)
+        findings.problems += [f"{key}: {each}" for each in found]
     load = chosen.load_dataset_config
     source = Registry.get_component("load_dataset", load.type).__name__
     if source == "local_dataset" and config.get("user_script") is None:
@@ -185,6 +188,14 @@ def _of_params(key: str, component: Any, function: Any, given: dict[str, Any]) -
     if function.__name__ == "text_generation_huggingface_pre_process" and not problems:
         problems += _of_text(component.params)
     return problems
+
+
+def _of_counts(given: dict[str, Any], most: int) -> list[str]:
+    """Numbers that leave nothing to read, or ask for longer texts than the model reads."""
+    counts = {name: given[name] for name in COUNTS & set(given) if isinstance(given[name], int)}
+    problems = [f"{name} {value}: expected 1 or more" for name, value in sorted(counts.items()) if value < 1]
+    length = counts.get("max_seq_len", 1)
+    return problems + ([f"max_seq_len {length}: expected at most {most}, the model's positions"] * (length > most))
 
 
 def _of_type(name: str, annotation: Any, value: Any) -> list[str]:

@@ -13,6 +13,7 @@ SPOKEN = {HF: "a Hugging Face model", ONNX: "an ONNX model", SEVERAL: "several m
 WRITERS = frozenset({"modelbuilder", "mobiusbuilder", "vitisgeneratemodelllm"})  # of genai_config.json
 ONCE = frozenset({"gptq", "autoclip"})  # refuse a model that is quantized already
 QUANTIZE = frozenset({"gptq", "rtn", "kquant"})
+FLOATS = frozenset({"fp32", "fp16", "bf16"})
 RENAME = frozenset({"onnxblockwisertnquantization", "onnxhqqquantization"})  # the output of each MatMul that they take
 HEAD = "/lm_head/MatMul"  # of ModelBuilder's graphs; what it gives are the logits
 
@@ -36,6 +37,8 @@ def check_order(package: OlivePackageConfig, passes: list[dict[str, Any]]) -> li
             return [f"{here}: it takes {_say(takes)}, and {made} is {_say(kinds)}; {remedy}"]
         if quantizer and name in ONCE:
             return [f"{here}: it takes a float model, and {quantizer} quantizes; keep one of them"]
+        if quantizer and name == "modelbuilder" and str(each.get("precision")).lower() in FLOATS:
+            return [f"{here}: precision {each['precision']} is for a float model, and {quantizer} quantizes; say int4"]
         if name in RENAME and _takes_head(each) and _is_float(passes[:place]):
             return [f"{here}: it renames the logits, which the runtime asks for; add nodes_to_exclude: [{HEAD}]"]
         quantizer = here if name in QUANTIZE else quantizer

@@ -10,6 +10,7 @@ from typing import Any
 from olive.hardware.accelerator import AcceleratorSpec
 from olive.package_config import OlivePackageConfig
 from packaging.requirements import Requirement
+from workflow_order import QUANTIZE
 from workflow_words import Findings, spoken, unknown
 
 CPU = "CPUExecutionProvider"
@@ -56,11 +57,22 @@ def check_pass(package: OlivePackageConfig, given: dict[str, Any], named: dict[s
     options = {key: value for key, value in given.items() if key != "type"}
     problems = [unknown("option", key, known) for key in options if key not in known]
     problems += _of_data(name, module, kind, known, options, named)
+    problems += _of_group(options.get("group_size"), findings) if name in QUANTIZE else []
     problems = problems or _refused(kind, known, options)
     if name == "graphsurgeries" and not problems:
         problems = [each for surgery in options["surgeries"] for each in _of_surgery(kind, surgery)]
     findings.problems += problems
     return True
+
+
+def _of_group(size: Any, findings: Findings) -> list[str]:
+    """A group of weights that ONNX cannot have, or that the checkpoint's rows do not divide into."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:  # others mean whole rows, or are no sizes
+        return []
+    if size < 16 or size & (size - 1):
+        return [f"group_size {size}: expected a power of two from 16 on, which onnxruntime's MatMulNBits takes"]
+    odd = [each for each in findings.rows if each % size]
+    return [f"group_size {size}: the checkpoint's rows of {odd[0]} weights do not divide into it"] if odd else []
 
 
 def _of_surgery(kind: Any, surgery: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import metadata
 from typing import Any
@@ -25,11 +25,14 @@ class Findings:
 
     problems: list[str] = field(default_factory=list)
     wanted: list[str] = field(default_factory=list)
-    vocabulary: int | None = None  # of the checkpoint, where it is there already
+    # Of the checkpoint, where it is there already: tokens, positions, and weights in the rows of its matrices.
+    vocabulary: int | None = None
+    positions: int | None = None
+    rows: tuple[int, ...] = ()
 
     def part(self) -> Findings:
         """Of one thing in the workflow, whose problems get its name."""
-        return Findings(wanted=self.wanted, vocabulary=self.vocabulary)
+        return replace(self, problems=[])
 
     def lack(self, *requirements: str) -> str:
         """Note that packages are missing, and say so."""

@@ -167,6 +167,7 @@ def _prepare(
     forms = [draw_up(name, plan, text, source.revision) for name in formats]
     for form in forms:
         require_size(recipe, f"weights and tokenizer of {form.name}", _least_size(form, text))
+    _check_space(forms, [PartialExport(kept.parent / form.name, "") for form in forms], store_bytes(plan))
     gate = open_gate(recipe.accept, text.tokenizer, source.path, plan.rope_positions)
     calibration = obtain_tokens(plan, CheckpointWeights(tensors), text, progress, kept, _weights_digest(plan, source))
     if recipe.calibration:
@@ -301,7 +302,7 @@ def _check_space(work: Sequence[Format], partials: Sequence[PartialExport], besi
     files = [partial.directory / form.data_file for form, partial in zip(work, partials, strict=True)]
     held = sum(file.stat().st_blocks * 512 for file in files if file.exists())
     needed = sum(form.size + SEAL_SPACE for form in work) + beside - held
-    free = shutil.disk_usage(partials[0].directory).free
+    free = shutil.disk_usage(partials[0].final.parent).free
     if free < needed:
         raise ResourceError(
             f"{partials[0].final.parent}: expected {format_size(needed)} of free disk, found {format_size(free)}. "

@@ -150,19 +150,24 @@ class PartialExport:
 def kept_for_another_run(directory: Path) -> Iterator[Path]:
     """Where an export keeps what it found out: gone when it ends or its input is at fault, there if it is cut short.
 
-    Another export may be using it at the same time; empty directories that were made for it are gone in any case.
+    What an earlier run left stays where the mistake has nothing to do with it, and so does what another export uses at
+    the same time. Empty directories that were made for it are gone in any case.
     """
     made = missing(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    before = set(directory.iterdir())
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         with suppress(OSError):  # some file systems know no locks
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield directory
-    except (RecipeError, PlanError, CheckpointError, FidelityError):
+    except (RecipeError, PlanError, CheckpointError, FidelityError) as refusal:
+        spared = set[Path]() if isinstance(refusal, FidelityError) else before
         with suppress(OSError):  # others hold it too
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(directory)
+            for path in set(directory.iterdir()) - spared:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            directory.rmdir()
         raise
     else:
         shutil.rmtree(directory, ignore_errors=True)

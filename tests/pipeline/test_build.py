@@ -15,7 +15,7 @@ import pytest
 
 from checkpoints import write_checkpoint
 from edgeship import build
-from edgeship.errors import ArtifactError, CheckpointError, PlanError, ResourceError
+from edgeship.errors import ArtifactError, CheckpointError, FidelityError, PlanError, ResourceError
 from edgeship.partial import PartialExport, kept_for_another_run
 from exports import Listener, built, export, recipe
 
@@ -201,6 +201,24 @@ class TestKept:
             run(tmp_path / "out" / "name" / ".kept")
         assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == left
         assert (tmp_path / "out").exists() is bool(left)
+
+    def test_a_mistake_spares_what_an_earlier_run_found(self, tmp_path: Path) -> None:
+        kept = tmp_path / "out" / "name" / ".kept"
+
+        def run(name: str, error: BaseException) -> None:
+            with kept_for_another_run(kept):
+                (kept / name).touch()
+                raise error
+
+        for name, error, left in (
+            ("first", KeyboardInterrupt(), ["first"]),
+            ("second", PlanError("--max-ram"), ["first"]),
+            ("third", FidelityError("lost"), []),
+        ):
+            with pytest.raises(type(error)):
+                run(name, error)
+            assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == left
+        assert list(tmp_path.iterdir()) == [] or not kept.exists()
 
     def test_nothing_found_leaves_nothing(self, tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt), kept_for_another_run(tmp_path / "out" / "name" / ".kept"):

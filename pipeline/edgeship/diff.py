@@ -80,6 +80,8 @@ def diff(artifact: Path, progress: Progress) -> Diff:
     hold the same tensors.
     """
     onnx_dir, gguf_dir = artifact / "onnx", artifact / "gguf"
+    if not artifact.is_dir():
+        raise UsageError(f"{artifact}: expected an artifact's directory, found none.", hint="check the path")
     absent = [d.name for d in (onnx_dir, gguf_dir) if not d.is_dir()]
     if absent:
         raise UsageError(

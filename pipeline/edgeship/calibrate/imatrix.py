@@ -47,6 +47,11 @@ def make_imatrix(
     ArtifactError where the file exists or cannot be written, and EdgeshipError as an export does.
     """
     started, section = time.perf_counter(), recipe.calibration
+    if recipe.exporter != "native":
+        raise RecipeError(
+            f"{recipe.name}: expected a recipe of our own exporter, found exporter: {recipe.exporter}.",
+            hint="an importance matrix is measured by our own pass: take a recipe without exporter",
+        )
     if section is None:
         raise RecipeError(
             f"{recipe.name}: expected calibration text to measure on, found none.",

@@ -158,6 +158,13 @@ def test_files_that_are_not_there(worker: Any, params: dict[str, Any], said: str
     assert re.search(said, findings.problems[0]), findings.problems
 
 
+def test_an_empty_file_is_said_before_its_reader_says_it(worker: Any, tmp_path: Path) -> None:
+    findings = worker("workflow_words").Findings()
+    (tmp_path / "a.txt").touch()
+    worker("workflow_files").check_files({"data_name": "text", "data_files": str(tmp_path / "a.txt")}, findings)
+    assert "expected some text, found an empty file" in findings.problems[0]
+
+
 def test_a_missing_package_comes_with_the_command_that_installs_it(
     worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

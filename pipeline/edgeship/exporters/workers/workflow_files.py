@@ -39,6 +39,8 @@ def check_files(params: dict[str, Any], findings: Findings) -> None:
             say(f"{where}: data_files {each!r} would be downloaded, and exporters open no connection; {LOCAL}")
         elif not (glob(str(base / each), recursive=True) if has_magic(each) else (base / each).is_file()):
             say(f"{where}: data_files: no such file: {base / each}")
+        elif (base / each).is_file() and not (base / each).stat().st_size:
+            say(f"{where}: data_files: expected some text, found an empty file: {base / each}")
     if files is not None:
         splits = list(files) if isinstance(files, dict) else ["train"]
         split = str(params.get("split")).partition("[")[0]

@@ -348,21 +348,22 @@ def _jobs(work: _Work, outputs: Sequence[Output], codes: Mapping[str, StoredCode
 
 
 @contextmanager
-def storage_errors(out: Path) -> Iterator[None]:
+def storage_errors(out: Path, *, resumes: bool = True) -> Iterator[None]:
     """Full disks, unwritable directories and exhausted memory, said as what they are."""
+    kept, again = (" What was finished is kept.", ": it resumes") if resumes else ("", "")
     try:
         yield
     except MemoryError as error:
         raise ResourceError(
-            "memory ran out during the export. What was finished is kept.",
+            f"memory ran out during the export.{kept}",
             hint="close other programs or pass a smaller --max-ram, then run the same command again",
         ) from error
     except OSError as error:
         where = error.filename or out
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ResourceError(
-                f"{where}: {error.strerror}. No artifact was written; what was finished is kept.",
-                hint="free some space, then run the same command again: it resumes",
+                f"{where}: {error.strerror}. No artifact was written.{kept}",
+                hint=f"free some space, then run the same command again{again}",
             ) from error
         raise ArtifactError(
             f"{where}: {error.strerror or error}. No artifact was written.",

@@ -30,9 +30,12 @@ from edgeship.errors import (
 class PartialExport:
     """The directory one format is written into until it is whole. Use as a context manager: it holds the lock."""
 
-    def __init__(self, final: Path, digest: str, *, force: bool = False) -> None:
-        """`digest` names the work (plan and checkpoint): a journal of other work is not resumed."""
-        self.final, self.digest, self.force = final, digest, force
+    def __init__(self, final: Path, digest: str, *, force: bool = False, resumable: bool = True) -> None:
+        """`digest` names the work (plan and checkpoint): a journal of other work is not resumed.
+
+        What is not `resumable` is gone when it is cut short.
+        """
+        self.final, self.digest, self.force, self.resumable = final, digest, force, resumable
         self.directory = final.with_name(f".{final.name}.partial")
         self._journal_path = final.with_name(f".{final.name}.journal")
         self._old = final.with_name(f".{final.name}.old")
@@ -57,8 +60,9 @@ class PartialExport:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         assert self._journal is not None
-        if isinstance(error, EdgeshipError) and not isinstance(error, ResourceError):
-            self._discard()  # the input is at fault: there is nothing to resume
+        at_fault = isinstance(error, EdgeshipError) and not isinstance(error, ResourceError)
+        if at_fault or (error is not None and not self.resumable):
+            self._discard()  # there is nothing to resume
         self._journal.close()
 
     def _discard(self) -> None:

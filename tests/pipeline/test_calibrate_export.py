@@ -137,7 +137,7 @@ def test_a_full_disk_keeps_what_was_chosen(
     put = CodeWriter.put
     with monkeypatch.context() as patch:
         patch.setattr(CodeWriter, "put", full)
-        with pytest.raises(ResourceError, match="what was finished is kept"):
+        with pytest.raises(ResourceError, match="What was finished is kept"):
             run(small, tmp_path / "cut", **fields(text))
     kept = sorted(path.name for path in (tmp_path / "cut").rglob("*.codes"))
     assert "layers.0.mlp.down.weight.codes" in kept

@@ -41,12 +41,13 @@ def export(recipe: Recipe, *, checkpoint: Path | None, out: Path, force: bool, p
     """
     started = time.perf_counter()
     final = out / recipe.name / FORMAT
-    with storage_errors(out), tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+    with storage_errors(out, resumes=False), tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
         refuse_existing([final], force)
         environment = check(recipe, progress)
         source = open_source(recipe, checkpoint, progress)
         # Nothing that an interrupted run left is of use to another: the exporters start over.
-        with PartialExport(final, f"{recipe.exporter} {time.time_ns()}", force=force) as partial:
+        digest = f"{recipe.exporter} {time.time_ns()}"
+        with PartialExport(final, digest, force=force, resumable=False) as partial:
             job = Job(recipe, source, environment, partial.directory, Path(scratch), usable_cores(), progress)
             progress.start(0, f"{recipe.name} through {recipe.exporter}")
             made = EXPORTERS[recipe.exporter].write(job)

@@ -13,7 +13,8 @@ import pytest
 from checkpoints import write_safetensors
 from command_line import Ended
 from edgeship import cli, exporters
-from edgeship.errors import ArtifactError, CheckpointError, EdgeshipError, FidelityError, RecipeError
+from edgeship.errors import ArtifactError, CheckpointError, EdgeshipError, FidelityError, RecipeError, ResourceError
+from edgeship.exporters import optimum
 from edgeship.exporters.optimum import _classified, _embedded
 from edgeship.exporters.texts import TEXTS
 from edgeship.progress import Silent
@@ -183,6 +184,16 @@ def test_what_cannot_be_exported_leaves_nothing(
     assert not (tmp_path / "out").exists()
     if kind is not FidelityError:
         assert not (export.environment.directory / "asked.json").exists(), "it was refused after the long work"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device"), MemoryError()])
+def test_cut_short_it_leaves_nothing(
+    export: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr(optimum, "write_manifest", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises((KeyboardInterrupt, ResourceError)):
+        export()
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_too_far_from_the_float_model_is_not_sealed(export: Any, tmp_path: Path) -> None:

@@ -183,6 +183,22 @@ def test_options_that_only_fail_on_the_cpu_are_refused() -> None:
     assert lines == ["passes[0] (ModelBuilder): FP16 is not supported on CPU"]
 
 
+def test_options_that_the_builder_would_ignore_are_refused() -> None:
+    extra = {"num_hiden_layers": 1, "use_qdq": "false", "hf_token": "hf_x", "num_hidden_layers": 1, "hf_remote": False}
+    lines, _ = refusals([BUILDER | {"int4_algo_config": "k_qant", "exclude_lm_head": True, "extra_options": extra}])
+    said = [line.removeprefix("passes[0] (ModelBuilder): ") for line in lines]
+    assert said[0] == "extra_options: no option 'num_hiden_layers'; did you mean 'num_hidden_layers'?"
+    assert said[1].startswith("exclude_lm_head: the graph would give no logits")
+    assert said[2].startswith("hf_token: ")
+    assert said[3] == "extra_options: use_qdq 'false': expected true or false"
+    assert said[4] == "no int4_algo_config 'k_qant'; did you mean 'k_quant'?"
+    assert len(said) == 5
+    for algorithm in ("default", "rtn_last", "k_quant_mixed"):
+        assert (
+            refusals([BUILDER | {"int4_algo_config": algorithm, "extra_options": {"shared_embeddings": True}}])[0] == []
+        )
+
+
 def test_a_refusal_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(
         "source: {repo: me/mine}\nexporter: olive\nolive: "

@@ -10,6 +10,7 @@ from typing import Any
 from olive.hardware.accelerator import AcceleratorSpec
 from olive.package_config import OlivePackageConfig
 from packaging.requirements import Requirement
+from workflow_builder import check_builder
 from workflow_order import QUANTIZE
 from workflow_words import Findings, spoken, unknown
 
@@ -59,6 +60,7 @@ def check_pass(package: OlivePackageConfig, given: dict[str, Any], named: dict[s
     problems += _of_data(name, module, kind, known, options, named)
     problems += _of_group(options.get("group_size"), findings) if name in QUANTIZE else []
     problems = problems or _refused(kind, known, options)
+    problems += check_builder(options) if name == "modelbuilder" and not problems else []
     if name == "graphsurgeries" and not problems:
         problems = [each for surgery in options["surgeries"] for each in _of_surgery(kind, surgery)]
     findings.problems += problems

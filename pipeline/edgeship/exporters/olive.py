@@ -145,7 +145,8 @@ def _blamed() -> Iterator[None]:
     except MissingPackage as error:
         raise DependencyError(f"{error.message}.", hint=error.hint) from None
     except EdgeshipRuntimeError as error:
-        raise ExporterError(f"exporter: olive: its output does not run: {error.message}.", hint=error.hint) from None
+        hint = "change olive.passes or their options; what each does: https://microsoft.github.io/Olive"
+        raise ExporterError(f"exporter: olive: its output does not run: {error.message}.", hint=hint) from None
 
 
 def _write_golden(job: Job, made: Manifest, asked: Sequence[Prompt], made_with: str, parameters: int) -> None:

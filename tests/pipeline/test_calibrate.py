@@ -118,6 +118,19 @@ def divergence(decoder: Decoder, exact: Weights, other: Weights, tokens: Sequenc
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
+def texts_of_tiny(count: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Sequences of 256 tokens of the embedded model's text: `count` to calibrate on, 20 that it has not seen."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(checkpoint_dir() / "tokenizer.json"))
+
+    def cut(texts: Iterator[str], count: int) -> list[list[int]]:
+        ids = [i for text in texts for i in tokenizer.encode(text).ids]
+        return [ids[i * 256 : (i + 1) * 256] for i in range(count)]
+
+    return cut(islice(samples(1, "train"), 300), count), cut(islice(samples(2, "held-out"), 120), 20)
+
+
 class Rounded:
     """A weight's rows, rounded to nearest."""
 
@@ -130,16 +143,8 @@ class Rounded:
 
 def test_calibrated_int4_loses_less_than_half_of_what_rounding_loses(tmp_path: Path) -> None:
     """On the embedded model, in nats of text it has not seen; every weight takes the same bytes."""
-    from tokenizers import Tokenizer
-
     decoder, weights = opened(checkpoint_dir())
-    tokenizer = Tokenizer.from_file(str(checkpoint_dir() / "tokenizer.json"))
-
-    def cut(texts: Iterator[str], count: int) -> list[list[int]]:
-        ids = [i for text in texts for i in tokenizer.encode(text).ids]
-        return [ids[i * 256 : (i + 1) * 256] for i in range(count)]
-
-    seen, unseen = cut(islice(samples(1, "train"), 300), 32), cut(islice(samples(2, "held-out"), 120), 20)
+    seen, unseen = texts_of_tiny(32)
     rounded = Overlay(weights, {key: Rounded(weights, key) for key in body(decoder)})  # type: ignore[arg-type]
     losses = [divergence(decoder, weights, rounded, unseen)]
     for algorithm in ("rtn-search", "gptq"):
@@ -147,6 +152,21 @@ def test_calibrated_int4_loses_less_than_half_of_what_rounding_loses(tmp_path: P
         losses.append(divergence(decoder, weights, Overlay(weights, made), unseen))
     assert losses[1] < losses[0]
     assert losses[2] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(("algorithm", "share"), [("rtn-search", 0.95), ("gptq", 0.7)])
+def test_a_table_that_is_the_head_too_is_rounded_for_what_the_head_multiplies(
+    algorithm: quantize.Algorithm, share: float, tmp_path: Path
+) -> None:
+    decoder, weights = opened(checkpoint_dir())
+    assert decoder.tied
+    seen, unseen = texts_of_tiny(8)
+    losses = []
+    for shared in (False, True):
+        home = tmp_path / str(shared)
+        made = Calibrator(decoder, weights, seen, {EMBED: INT4}, algorithm, home, Silent(), shared).run()
+        losses.append(divergence(decoder, weights, Overlay(weights, made | {HEAD: made[EMBED]}), unseen))
+    assert losses[1] < share * losses[0], losses
 
 
 class Listening(Silent):

@@ -113,7 +113,9 @@ def choose_codes(
     wanted, algorithm = calibrated(plan), plan.recipe.scheme.algorithm
     if not wanted or algorithm == "rtn":
         return {}
-    return Calibrator(plan.decoder, weights, tokens, wanted, algorithm, directory / STORE, progress).run()
+    return Calibrator(
+        plan.decoder, weights, tokens, wanted, algorithm, directory / STORE, progress, plan.shared_head
+    ).run()
 
 
 def store_bytes(plan: Plan) -> int:

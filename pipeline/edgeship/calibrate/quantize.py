@@ -26,7 +26,7 @@ from edgeship.progress import Progress
 from edgeship.quant import gptq, search
 from edgeship.reference.arithmetic import Floats
 from edgeship.reference.blas import threads_for
-from edgeship.reference.blocks import DOWN, GATE_UP, OUT, QKV, Batch, Block, Walk, block_bytes
+from edgeship.reference.blocks import DOWN, GATE_UP, OUT, QKV, Batch, Block, Walk, block_bytes, walk_blocks
 from edgeship.reference.weights import EMBED, HEAD, Weights
 from edgeship.tensors import QuantizedRows
 
@@ -52,6 +52,7 @@ class Calibrator:
     algorithm: Algorithm
     directory: Path  # of the store
     progress: Progress
+    shared_head: bool = False  # the embedding is the head too
 
     def run(self) -> dict[str, StoredCodes]:
         """The codes of every weight of `encodings`, by its key.
@@ -61,7 +62,7 @@ class Calibrator:
         tables = [key for key in (EMBED, HEAD) if key in self.encodings]
         self.directory.mkdir(parents=True, exist_ok=True)
         if EMBED in tables:
-            self._embedding()
+            self._table()
         seen = Overlay(self.weights, {EMBED: self.stored(EMBED)} if EMBED in tables else {})
         walk = Walk(
             self.decoder, seen, self.tokens, batch_tokens=BATCH_TOKENS, copies=self._copies, directory=self.directory
@@ -168,24 +169,37 @@ class Calibrator:
         return self.algorithm == "gptq" and bool(keys)
 
     def _head(self, walk: Walk) -> None:
-        stored = self.stored(HEAD)
-        if not stored.whole:
-            sums = Sums(stored.shape[1], hessian=self._feeds([HEAD]))
+        if not self.stored(HEAD).whole:
+            self._quantize(HEAD, self._of_head(HEAD, walk), lambda a, b: self.weights.weights(HEAD, a, b))
+
+    def _of_head(self, key: str, walk: Walk) -> Choose:
+        """How a table is to be rounded for what the head multiplies behind the blocks that were walked through."""
+        sums = Sums(self.decoder.hidden_size, hessian=self._feeds([key]))
+        with threads_for(self.decoder.hidden_size):
             for batch in walk.batches:
                 sums.add(walk.final(batch))
-            chosen = self._inputs([HEAD], sums, "head")
-            self._quantize(HEAD, chosen(HEAD), lambda a, b: self.weights.weights(HEAD, a, b))
+            return self._inputs([key], sums, "head")(key)
 
-    def _embedding(self) -> None:
-        """A table of rows that are looked up multiplies nothing: all its columns weigh the same."""
+    def _table(self) -> None:
+        """Choose the codes of the embedding, before the blocks that then make up for its errors.
+
+        Rows that are looked up multiply nothing: all columns of such a table weigh the same. One that is the head too
+        is rounded for what the float model's head multiplies, which takes a pass of its own.
+        """
         stored = self.stored(EMBED)
-        if not stored.whole:
-            even, e = np.ones(stored.shape[1]), stored.encoding
-            self._quantize(
-                EMBED,
-                lambda a, rows: search.quantize(rows, even, e.bits, e.group),
-                lambda a, b: self.weights.weights(EMBED, a, b),
-            )
+        if stored.whole:
+            return
+
+        def evenly(a: int, rows: Floats) -> QuantizedRows:
+            return search.quantize(rows, np.ones(stored.shape[1]), stored.encoding.bits, stored.encoding.group)
+
+        choose: Choose = evenly
+        if self.shared_head:
+            walk = Walk(self.decoder, self.weights, self.tokens, directory=self.directory, digest="float")
+            for _ in walk_blocks(walk, progress=self.progress):
+                pass
+            choose = self._of_head(EMBED, walk)
+        self._quantize(EMBED, choose, lambda a, b: self.weights.weights(EMBED, a, b))
 
     def _inputs(self, keys: Collection[str], sums: Sums, where: str) -> Callable[[str], Choose]:
         """How each of `keys` is to be rounded, for the inputs that they share."""

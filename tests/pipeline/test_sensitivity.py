@@ -14,6 +14,7 @@ from checkpoints import write_checkpoint
 from edgeship.calibrate.sensitivity import Probe
 from edgeship.encodings import ENCODINGS, Encoding
 from edgeship.progress import Silent
+from edgeship.quant import rtn
 from edgeship.reference.blocks import block_bytes
 from reference_models import opened
 from tolerances import DIVERGENCE
@@ -62,6 +63,14 @@ class Oracle:
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param)
     return write_checkpoint(path, "qwen3", tied=request.param == "tied", dtype="F32", layers=3)
+
+
+def test_what_is_rounded_to_nearest_is_measured_so(checkpoint: Path) -> None:
+    key, searched, nearest = "layers.0.mlp.up.weight", probe(checkpoint), probe(checkpoint, nearest=True)
+    values = searched.weights.weights(key, 0, 16).copy()
+    written = rtn.quantize(values, 4, 32).dequantize()
+    assert (nearest.rounded(key, values, TYPES[0]) == written).all()
+    assert (searched.rounded(key, values, TYPES[0]) != written).any()
 
 
 @pytest.mark.parity

@@ -60,7 +60,8 @@ def decide(plan: Plan, weights: Weights, tokens: Tokens, directory: Path, digest
         return Decided({key: importance[key] for key in _by_ggml(plan) if key in importance})
     types = mixing.types_of(choices, decoder, plan.recipe.scheme.group_size)
     shown = _first(tokens, choices.tokens)
-    measured = Probe(decoder, weights, shown, types, moments, progress, directory, digest).run()
+    nearest = plan.recipe.scheme.algorithm == "rtn"
+    measured = Probe(decoder, weights, shown, types, moments, progress, directory, digest, nearest).run()
     chosen = mixing.choose(plan, measured)
     on_grid = {e.name for kinds in types.values() for e in kinds if e.on_grid}
     return Decided({k: v for k, v in importance.items() if chosen.get(k) not in on_grid}, chosen)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edgeship.archs.base import Decoder
 from edgeship.encodings import Encoding
 from edgeship.progress import Progress
-from edgeship.quant import ggml, search
+from edgeship.quant import ggml, rtn, search
 from edgeship.reference.arithmetic import Floats, rms_norm
 from edgeship.reference.blas import one_thread
 from edgeship.reference.blocks import SITES, Block, Walk, block_bytes
@@ -48,6 +48,7 @@ class Probe:
     progress: Progress
     directory: Path | None = None  # what is measured is kept there: an interrupted run goes on at its block
     digest: str = ""  # names the weights: only what was measured of them is taken up again
+    nearest: bool = False  # the grid's weights are written rounded to nearest, not with scales that are searched for
 
     def run(self) -> dict[str, dict[str, float]]:
         """The divergence each type of each tensor is expected to cause, in nats per token, by key and type."""
@@ -106,6 +107,8 @@ class Probe:
     def rounded(self, key: str, values: Floats, encoding: Encoding) -> Floats:
         """Rows of the tensor `key` as an encoding holds them, float32 of the same shape."""
         weigh = self.moments.get(key)
+        if encoding.on_grid and self.nearest:
+            return rtn.quantize(values, encoding.bits, encoding.group).dequantize()
         if encoding.on_grid:
             even = np.ones(values.shape[1]) if weigh is None else weigh
             return search.quantize(values, even, encoding.bits, encoding.group).dequantize()
@@ -124,7 +127,7 @@ class Probe:
 
     def _file(self) -> Path | None:
         types = {key: [e.name for e in of] for key, of in self.types.items()}
-        asked = json.dumps([self.digest, types, [list(map(int, t)) for t in self.tokens]], sort_keys=True)
+        asked = json.dumps([self.digest, self.nearest, types, [list(map(int, t)) for t in self.tokens]], sort_keys=True)
         name = f"sensitivity-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
         return self.directory / name if self.directory else None
 

@@ -134,6 +134,13 @@ def _of_importance(plan: Plan) -> Iterator[Conflict]:
     """Types that want an importance matrix and have none, or one that nothing would look at."""
     given = plan.recipe.imatrix
     if given is None and plan.recipe.guided:
+        for name, tensors in _by_encoding(plan.needing_importance).items():
+            if not plan.shared_head and any(t.role.part == "embeddings" for t in tensors):
+                yield (
+                    "scheme.embeddings",
+                    f"{name} is garbage without an importance matrix, and calibration text shows none for a table "
+                    f"whose rows are looked up; choose a larger type for the embeddings",
+                )
         return
     if given is None:
         for name, tensors in _by_encoding(plan.needing_importance).items():

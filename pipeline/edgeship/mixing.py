@@ -27,13 +27,16 @@ LAYER = re.compile(r"layers\.(\d+)\.")
 def types_of(choices: Mixed, decoder: Decoder, group_size: int) -> dict[str, list[Encoding]]:
     """The types that each tensor may be stored as, fewest bytes first, by role key; those that hold its rows.
 
-    A table that is embedding and head in one is one tensor. Where no type holds the rows the smallest stands alone.
+    A table that is embedding and head in one is one tensor; of one that is looked up only nothing shows which inputs
+    matter, as the coarsest types have to know. Where no type holds the rows the smallest stands alone.
     """
     encodings = [encoding_of(each, group_size) for each in choices.types]
 
     def fitting(role: Role) -> list[Encoding]:
         by_size = sorted(encodings, key=lambda e: (_bytes(e, role.shape, ("onnx", "gguf")), e.name))
-        return [e for e in by_size if e.fits(role.shape[-1])] or by_size[:1]
+        looked_up = role.part == "embeddings" and not decoder.tied
+        holding = [e for e in by_size if e.fits(role.shape[-1]) and not (looked_up and e.needs_importance)]
+        return holding or by_size[:1]
 
     return {role.key: fitting(role) for role in decoder.roles() if role.part != "float"}
 

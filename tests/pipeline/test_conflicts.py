@@ -109,6 +109,14 @@ def test_types_that_want_an_importance_matrix(scheme: dict[str, Any], names: lis
     assert plan(["gguf"], scheme, imatrix=str(tmp_path / "im.gguf")).conflicts == ()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_table_that_is_looked_up_only_has_no_importance_from_text(tied: bool) -> None:
+    scheme = {"body": "q4_k", "embeddings": "iq2_xs", "head": "iq2_xs"}
+    said = plan(["gguf"], scheme, {"tie_word_embeddings": tied}, calibration={}).conflicts
+    assert len(said) == (0 if tied else 1)
+    assert all("scheme.embeddings: iq2_xs is garbage" in each for each in said)
+
+
 def test_embeddings_of_a_mix_need_none() -> None:
     p = plan(["gguf"], {"mix": "Q2_K_S"}, {"tie_word_embeddings": False})
     assert p.tensors[0].encoding.name == "q2_k"

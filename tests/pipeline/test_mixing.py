@@ -283,6 +283,28 @@ def test_ggmls_types_are_guided_by_calibration_text(tmp_path: Path, text: str) -
             assert not np.array_equal(guided, ggml.quantize(rows, tensor.type))
 
 
+def test_types_that_want_importance_get_it_from_any_text(tmp_path: Path, text: str) -> None:
+    """A table that is looked up only shows none, nor does an input that is always zero."""
+    from safetensors.numpy import load_file, save_file
+
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make llamacpp)")
+    sizes = {"hidden": 256, "ff": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "layers": 2}
+    checkpoint = write_checkpoint(tmp_path / "ck", "qwen3", tied=False, dtype="F32", **sizes)
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.self_attn.v_proj.weight"][:] = 0
+    save_file(tensors, file)
+    calibration = {"text": text, "tokens": 128, "sequence": 32}
+    mixed = {"bits_per_weight": 5, "types": ["iq2_xs", "q6_k"], "tokens": 32}
+    for scheme in ({"mixed": mixed}, {"mix": "IQ2_XS"}):
+        out = tmp_path / next(iter(scheme))
+        artifact, _ = export(checkpoint, out, ("gguf",), scheme=scheme, calibration=calibration)
+        header = read_header(next((artifact / "gguf").glob("*.gguf")))
+        types = {name: tensor.type for name, tensor in header.tensors.items()}
+        assert "IQ2_XS" in types.values()
+        assert types["token_embd.weight"] != "IQ2_XS"
+
+
 def test_the_imatrix_command_says_what_it_misses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.yaml").write_text("source: {host: local, repo: a/b, path: builtin}\n")
     mine, out = str(tmp_path / "mine.yaml"), tmp_path / "im.gguf"

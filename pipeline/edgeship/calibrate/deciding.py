@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeship import mixing
 from edgeship.calibrate.sensitivity import CHUNK, THREADS, Probe
-from edgeship.calibrate.statistics import statistics
+from edgeship.calibrate.statistics import Moments, statistics
 from edgeship.calibrate.text import Tokens
 from edgeship.encodings import encoding_of
 from edgeship.errors import PlanError
@@ -52,10 +52,10 @@ def decide(plan: Plan, weights: Weights, tokens: Tokens, directory: Path, digest
     """
     decoder, choices = plan.decoder, plan.recipe.scheme.mixed
     found = statistics(decoder, weights, tokens, progress=progress, directory=directory, digest=digest)
-    moments = {key: each.second_moments for key, each in found.items()}
+    moments = {key: _seen(each.second_moments) for key, each in found.items()}
     if plan.shared_head:  # the table multiplies what the head does
         moments[EMBED] = moments[HEAD]
-    importance = {key: each.astype(np.float32) for key, each in moments.items() if each.any()}
+    importance = {key: each.astype(np.float32) for key, each in moments.items()}
     if choices is None:
         return Decided({key: importance[key] for key in _by_ggml(plan) if key in importance})
     types = mixing.types_of(choices, decoder, plan.recipe.scheme.group_size)
@@ -87,6 +87,11 @@ def require_memory(plan: Plan, max_ram: int) -> None:
             f"costs, found {format_size(max_ram)}.",
             hint=f"pass --max-ram {format_size(needed)} or more, or measure on fewer tokens (scheme.mixed.tokens)",
         )
+
+
+def _seen(moments: Moments) -> Moments:
+    """Mean squares that weigh errors: an input that is always zero would erase its weight, so all count alike there."""
+    return moments if moments.any() else np.ones_like(moments)
 
 
 def _by_ggml(plan: Plan) -> list[str]:

@@ -32,15 +32,6 @@ def read_importance(path: Path, decoder: Decoder, required: Collection[str]) -> 
     return by_role(read_imatrix(path), matrices, names, required)
 
 
-def measured_importance(found: Mapping[str, Moments], decoder: Decoder) -> dict[str, Importance]:
-    """The same from what calibration text gave, for the linear layers of the blocks, as llama-imatrix looks at them.
-
-    A mean of squares that is zero throughout would erase its weight: it is left out, and all inputs weigh the same.
-    """
-    keys = [role.key for role in decoder.roles() if role.part == "body" and role.key in found]
-    return {key: found[key].second_moments.astype(np.float32) for key in keys if found[key].second_moments.any()}
-
-
 def write_importance(path: Path, found: Mapping[str, Moments], decoder: Decoder, *, dataset: str, chunk: int) -> None:
     """Write what calibration text gave as an importance matrix of the linear layers of the blocks.
 

@@ -18,7 +18,7 @@ from edgeship.calibrate import Statistics, statistics
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.errors import ArtifactError, PlanError, RecipeError
 from edgeship.quant.imatrix import by_role, read_imatrix
-from edgeship.quant.importance import measured_importance, read_importance, write_importance
+from edgeship.quant.importance import read_importance, write_importance
 from edgeship.reference.weights import CheckpointWeights
 from mix_models import decoder, gguf_name, matrices, write_imatrix
 from tolerances import IMPORTANCE
@@ -67,16 +67,23 @@ def test_the_matrix_of_another_model_is_refused() -> None:
     matrix["blk.7.attn_q.weight"] = np.ones(128, np.float32)
     del matrix["blk.2.ffn_down.weight"]
     with pytest.raises(PlanError) as caught:
-        by_role(matrix, MODEL.roles(), NAMES, {"layers.2.mlp.down.weight", "layers.0.attn.k.weight"})
+        by_role(matrix, MODEL.roles(), NAMES, {"embed.weight", "layers.0.attn.k.weight"})
     assert caught.value.message.splitlines()[1:] == [
         "  - blk.7.attn_q.weight: no weight of the model is called so",
+        "  - token_embd.weight: missing",
         "  - blk.0.attn_q.weight: 64 values for 128 inputs",
         "  - blk.1.attn_q.weight: all zero, which would erase the weight",
         "  - blk.2.ffn_down.weight: missing",
     ]
     many = {f"x{i}": np.ones(1, np.float32) for i in range(30)}
     with pytest.raises(PlanError, match="and 20 more"):
-        by_role(many, MODEL.roles(), NAMES)
+        by_role(many | {name: np.ones(size, np.float32) for name, size in SIZES.items()}, MODEL.roles(), NAMES)
+
+
+def test_the_matrix_of_a_smaller_model_is_refused() -> None:
+    matrix = {name: np.ones(size, np.float32) for name, size in SIZES.items() if not name.startswith("blk.2.")}
+    with pytest.raises(PlanError, match=r"not of this model.*\n  - blk.2.attn_q.weight: missing"):
+        by_role(matrix, MODEL.roles(), NAMES)
 
 
 ONE = np.ones((1, 1), np.float32)
@@ -164,10 +171,10 @@ def sums(seed: int = 0) -> dict[str, Statistics]:
 def test_a_written_matrix_is_read_again(tmp_path: Path) -> None:
     found, file = sums(), tmp_path / "im.gguf"
     write_importance(file, found, MODEL, dataset="calibration.txt", chunk=512)
-    read, measured = read_importance(file, MODEL, []), measured_importance(found, MODEL)
-    assert set(read) == set(measured) == {r.key for r in MODEL.roles() if r.part == "body"}
+    read = read_importance(file, MODEL, [])
+    assert set(read) == {r.key for r in MODEL.roles() if r.part == "body"}
     for key, values in read.items():
-        np.testing.assert_allclose(values, measured[key], rtol=1e-6)
+        np.testing.assert_allclose(values, found[key].second_moments, rtol=1e-6)
     fields = gguf.GGUFReader(file).fields
     assert fields["general.type"].contents() == "imatrix"
     assert fields["imatrix.datasets"].contents() == ["calibration.txt"]
@@ -183,10 +190,3 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot be written"):
         write_importance(tmp_path / "im.gguf", sums(), MODEL, dataset="x", chunk=1)
     assert [each.name for each in tmp_path.iterdir()] == ["im.gguf"]
-
-
-def test_inputs_that_are_always_zero_do_not_erase_a_weight() -> None:
-    found = sums()
-    key = "layers.0.attn.q.weight"
-    found[key] = Statistics(np.zeros_like(found[key].second_moments), 640)
-    assert key not in measured_importance(found, MODEL)

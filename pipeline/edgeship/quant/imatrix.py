@@ -100,15 +100,16 @@ def by_role(
     """The importance of each role that has one, float32 `[columns]` by role key.
 
     `names` gives llama.cpp's name of a role key; `required` are the keys of tensors that are garbage without one.
-    Others may have none (llama-imatrix looks at no embedding). Raises PlanError listing what is missing, and entries
-    of another model: names that no role has, and wrong lengths.
+    Embedding and head may have none (llama-imatrix looks at neither unless asked), a matrix of a block may not: the
+    file would be of a smaller model. Raises PlanError listing what is missing, and entries of another model: names
+    that no role has, and wrong lengths.
     """
     known = {names[r.key]: r for r in roles if r.part != "float"}
     problems = [f"{name}: no weight of the model is called so" for name in matrix if name not in known]
     out = {}
     for name, role in known.items():
         if name not in matrix:
-            problems += [f"{name}: missing"] if role.key in required else []
+            problems += [f"{name}: missing"] if role.part == "body" or role.key in required else []
             continue
         out[role.key] = matrix[name]
         if len(matrix[name]) != role.shape[-1]:

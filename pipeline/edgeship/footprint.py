@@ -42,6 +42,9 @@ def repacked_types(isa: Collection[str]) -> frozenset[str]:
     return frozenset[str]().union(*(types for name, types in _REPACKED.items() if name in isa))
 
 
+PAGE = 4096
+"""Weights in model.onnx.data begin at whole pages, so that a runtime can map them (onnx, docs/ExternalData.md)."""
+
 PARTS = ("body", "embeddings", "embeddings + head", "head", "float")
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from edgeship.archs.base import Decoder, Role
 from edgeship.budget import Mixed
-from edgeship.encodings import Encoding, encoding_of
+from edgeship.encodings import ENCODINGS, Encoding, encoding_of
 from edgeship.errors import PlanError
+from edgeship.footprint import PAGE
 from edgeship.quant import mixed
 
 if TYPE_CHECKING:  # a plan has its choice made here
@@ -33,7 +34,7 @@ def types_of(choices: Mixed, decoder: Decoder, group_size: int) -> dict[str, lis
     encodings = [encoding_of(each, group_size) for each in choices.types]
 
     def fitting(role: Role) -> list[Encoding]:
-        by_size = sorted(encodings, key=lambda e: (_bytes(e, role.shape, ("onnx", "gguf")), e.name))
+        by_size = sorted(encodings, key=lambda e: (_bytes(e, role.shape), e.name))
         looked_up = role.part == "embeddings" and not decoder.tied
         holding = [e for e in by_size if e.fits(role.shape[-1]) and not (looked_up and e.needs_importance)]
         return holding or by_size[:1]
@@ -56,7 +57,7 @@ def choose(plan: Plan, measured: Mapping[str, Mapping[str, float]] | None = None
     types, options = types_of(choices, plan.decoder, plan.recipe.scheme.group_size), dict[str, list[mixed.Option]]()
     for name, roles in units.items():
         kinds, weights = types[roles[0].key], sum(prod(role.shape) for role in roles)
-        sizes = {e.name: sum(_bytes(e, role.shape, plan.formats) for role in roles) for e in kinds}
+        sizes = {e.name: _size(plan, e, roles) for e in kinds}
         if measured is None:
             options[name] = mixed.assumed(kinds, sizes, weights)
         else:
@@ -127,11 +128,33 @@ def _budget(plan: Plan) -> int:
 
 def _beside(plan: Plan) -> int:
     """Bytes of a budget that go to what has no choice: float tensors, and a file's tables where they count."""
-    choices = plan.recipe.scheme.mixed
-    floats = sum(4 * t.weights for t in plan.tensors if t.role.part == "float")
-    if choices is not None and choices.bits_per_weight is not None:
+    units: dict[str, list[Role]] = defaultdict(list)
+    for t in plan.tensors:
+        if t.role.part == "float":
+            units[unit(t.role.key)].append(t.role)
+    floats = sum(_size(plan, ENCODINGS["float32"], roles) for roles in units.values())
+    if not _of_file(plan):
         return floats
-    return floats + max((made.overhead for made in plan.footprints.values()), default=0)
+    padding = 2 * PAGE if "onnx" in plan.formats else 0  # of the rotary tables
+    return floats + padding + max((made.overhead for made in plan.footprints.values()), default=0)
+
+
+def _of_file(plan: Plan) -> bool:
+    """Whether the budget is a file's, and not the weights' alone."""
+    choices = plan.recipe.scheme.mixed
+    return choices is not None and choices.budget_mb is not None
+
+
+def _size(plan: Plan, encoding: Encoding, roles: Sequence[Role]) -> int:
+    """Bytes of tensors that are one matrix in ONNX, in the format where they take more; in a file, at most so many."""
+    sizes = []
+    if "onnx" in plan.formats and encoding.onnx:
+        parts = zip(*(encoding.onnx_bytes(role.shape) for role in roles), strict=True)
+        page = PAGE if _of_file(plan) else 1
+        sizes.append(sum(-(-sum(part) // page) * page for part in parts))
+    if "gguf" in plan.formats and encoding.gguf:
+        sizes.append(sum(encoding.gguf_bytes(role.shape) for role in roles))
+    return max(sizes, default=0)
 
 
 def _too_little(plan: Plan, least: int) -> PlanError:
@@ -149,8 +172,7 @@ def _too_little(plan: Plan, least: int) -> PlanError:
 _MORE = "raise it, or add a smaller type to scheme.mixed.types"
 
 
-def _bytes(encoding: Encoding, shape: tuple[int, ...], formats: Sequence[str]) -> int:
+def _bytes(encoding: Encoding, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor in the format, of those that can hold it, where it takes more."""
-    sizes = [sum(encoding.onnx_bytes(shape))] if "onnx" in formats and encoding.onnx else []
-    sizes += [encoding.gguf_bytes(shape)] if "gguf" in formats and encoding.gguf else []
-    return max(sizes, default=0)
+    sizes = [sum(encoding.onnx_bytes(shape))] if encoding.onnx else []
+    return max(sizes + ([encoding.gguf_bytes(shape)] if encoding.gguf else []), default=0)

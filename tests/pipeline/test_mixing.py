@@ -283,6 +283,18 @@ def test_ggmls_types_are_guided_by_calibration_text(tmp_path: Path, text: str) -
             assert not np.array_equal(guided, ggml.quantize(rows, tensor.type))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_files_keep_a_budget_in_megabytes(tmp_path: Path, text: str, tied: bool) -> None:
+    checkpoint = write_checkpoint(tmp_path / "ck", "qwen3", tied=tied, hidden=288, ff=992)
+    calibration = {"text": text, "tokens": 64, "sequence": 32}
+    for budget in (1.6, 1.8, 2.0):
+        scheme = {"mixed": {"budget_mb": budget, "tokens": 32}}
+        artifact, _ = export(checkpoint, tmp_path / str(budget), scheme=scheme, calibration=calibration)
+        sizes = {f.name: f.stat().st_size for f in artifact.rglob("*") if f.suffix in (".data", ".gguf")}
+        assert len(sizes) == 2
+        assert 0.9e6 * budget < max(sizes.values()) <= 1e6 * budget, sizes
+
+
 def test_types_that_want_importance_get_it_from_any_text(tmp_path: Path, text: str) -> None:
     """A table that is looked up only shows none, nor does an input that is always zero."""
     from safetensors.numpy import load_file, save_file

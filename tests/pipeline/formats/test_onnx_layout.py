@@ -12,8 +12,9 @@ import pytest
 
 from checkpoints import write_checkpoint
 from edgeship.checkpoint.checkpoint import read_config
+from edgeship.footprint import PAGE
 from edgeship.formats.onnx.graph import make_model, operators
-from edgeship.formats.onnx.layout import LINE, PAGE, Layout, lay_out
+from edgeship.formats.onnx.layout import LINE, Layout, lay_out
 from edgeship.plan import Plan, make_plan
 from exports import FLOAT32, recipe
 

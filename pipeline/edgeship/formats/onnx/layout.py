@@ -8,9 +8,9 @@ from math import prod
 
 from edgeship.archs.base import Role
 from edgeship.encodings import Encoding
+from edgeship.footprint import PAGE
 from edgeship.plan import Plan, PlannedTensor
 
-PAGE = 4096  # offsets of weights are whole pages, so that a runtime can map them (onnx, docs/ExternalData.md)
 LINE = 64  # small vectors only need the alignment of a cache line
 
 

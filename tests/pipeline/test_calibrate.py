@@ -216,7 +216,10 @@ def test_a_model_that_answers_with_no_numbers_is_refused(tmp_path: Path, tokens:
         )
         with (
             np.errstate(invalid="ignore"),
-            pytest.raises(CheckpointError, match=r"tensor model\.layers\.1\.self_attn\.q_proj\.weight: .*finite"),
+            pytest.raises(
+                CheckpointError,
+                match=r"model\.safetensors: tensor model\.layers\.1\.self_attn\.q_proj\.weight: .*finite",
+            ),
         ):
             work.run()
 

@@ -17,7 +17,7 @@ from edgeship.encodings import Encoding
 from edgeship.errors import PlanError
 from edgeship.plan import Plan
 from edgeship.progress import Progress
-from edgeship.reference.weights import Weights
+from edgeship.reference.weights import CheckpointWeights, Weights
 from edgeship.sizes import format_size
 from edgeship.text import TextSide
 
@@ -107,7 +107,7 @@ def require_memory(plan: Plan, max_ram: int) -> None:
 
 
 def choose_codes(
-    plan: Plan, weights: Weights, tokens: Tokens, directory: Path, progress: Progress
+    plan: Plan, weights: CheckpointWeights, tokens: Tokens, directory: Path, progress: Progress
 ) -> Mapping[str, StoredCodes]:
     """The codes of every calibrated weight, in a store below the partial export's `directory`; resumes at a block."""
     wanted, algorithm = calibrated(plan), plan.recipe.scheme.algorithm

@@ -27,7 +27,7 @@ from edgeship.quant import gptq, search
 from edgeship.reference.arithmetic import Floats
 from edgeship.reference.blas import threads_for
 from edgeship.reference.blocks import DOWN, GATE_UP, OUT, QKV, Batch, Block, Walk, block_bytes, walk_blocks
-from edgeship.reference.weights import EMBED, HEAD, Weights
+from edgeship.reference.weights import EMBED, HEAD, CheckpointWeights, Weights
 from edgeship.tensors import QuantizedRows
 
 Algorithm = Literal["rtn-search", "gptq"]
@@ -46,7 +46,7 @@ class Calibrator:
     """What a calibration works on: the model, the tokens, and what its weights are to become."""
 
     decoder: Decoder
-    weights: Weights
+    weights: CheckpointWeights
     tokens: Sequence[Sequence[int]]
     encodings: Mapping[str, Encoding]  # by role key, of the weights to choose codes for
     algorithm: Algorithm
@@ -88,12 +88,6 @@ class Calibrator:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = {role.key: role.shape for role in self.decoder.roles()}
         return {HEAD: shapes[EMBED]} | shapes
-
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        """In the checkpoint; a tied head has the name of the table that it is made from."""
-        names = {role.key: role.tensor for role in self.decoder.roles()}
-        return {HEAD: names[EMBED]} | names
 
     def _block(self, walk: Walk) -> None:
         """Quantize a block, and take the hidden states through it: copy 0 as quantized, copy 1 in float.
@@ -207,7 +201,7 @@ class Calibrator:
             raise CheckpointError(
                 f"{where}: expected finite numbers from the model, found NaN or infinity in what its weights multiply. "
                 f"The artifact would answer with garbage.",
-                hint="the checkpoint is damaged, or its config.json belongs to another model",
+                hint="the checkpoint or an adapter is damaged, or the config.json belongs to another model",
             )
         feedback: dict[int, gptq.Feedback] = {}
         if self._feeds(keys):
@@ -245,9 +239,9 @@ class Calibrator:
                 made = choose(a, rows(a, b))
                 if not np.isfinite(made.scales).all():
                     raise CheckpointError(
-                        f"tensor {self._names[key]}: expected finite weights within the range of float16, found NaN, "
+                        f"{self.weights.place(key)}: expected finite weights within the range of float16, found NaN, "
                         f"infinity or a larger value. The artifact would answer with garbage.",
-                        hint="the checkpoint is damaged or was saved mid-divergence: fetch it again",
+                        hint="it is damaged or was saved mid-divergence: fetch it again",
                     )
                 store.put(a, made)
                 if into is not None:

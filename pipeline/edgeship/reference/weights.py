@@ -51,6 +51,11 @@ class CheckpointWeights:
     def weights(self, key: str, a: int, b: int) -> Floats:
         return _of(self._tensors, key).rows(a, b)
 
+    def place(self, key: str) -> str:
+        """Where a weight comes from, for messages: its file, the adapters merged into it, its name there."""
+        tensor = _of(self._tensors, key)
+        return f"{tensor.source}: tensor {tensor.name}"
+
     def vector(self, key: str) -> Floats:
         tensor = self._tensors[key]
         return tensor.rows(0, tensor.shape[0])

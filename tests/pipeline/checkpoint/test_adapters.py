@@ -237,6 +237,20 @@ def test_an_export_records_what_it_merged(checkpoint: Path, made: Path, tmp_path
         export(checkpoint, tmp_path / "gone", adapters=[str(made)])
 
 
+@pytest.mark.parametrize("algorithm", ["rtn", "gptq"])
+def test_an_adapter_that_holds_no_numbers_is_named(checkpoint: Path, tmp_path: Path, algorithm: str) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    damaged = adapter(tmp_path / "damaged")
+    values = {"A": np.ones((4, 64), np.float32), "B": np.full((64, 4), np.nan, np.float32)}
+    write_safetensors(damaged / WEIGHTS, {f"{name}.lora_{k}.weight": ("F32", v) for k, v in values.items()})
+    (tmp_path / "words.txt").write_text("one two three four five six seven " * 40)
+    calibration = {"text": str(tmp_path / "words.txt"), "tokens": 64, "sequence": 32} if algorithm == "gptq" else None
+    scheme = {"body": "int4", "embeddings": "int8", "head": "int8", "algorithm": algorithm}
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight.*expected finite") as caught:
+        export(checkpoint, tmp_path / "out", scheme=scheme, calibration=calibration, adapters=[str(damaged)])
+    assert "with the adapter" in caught.value.message
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_fuzz_damaged_adapters(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

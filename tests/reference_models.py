@@ -15,6 +15,7 @@ _LLAMA3 = {
     "original_max_position_embeddings": 32,
 }  # fmt: skip
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+_PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 
 MODELS: dict[str, dict[str, Any]] = {
     "qwen2 tied": {},
@@ -22,7 +23,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2 yarn": {"rope_scaling": _YARN},
     "llama biases": {"model_type": "llama", "attention_bias": True},
     "llama 3 rope": {"model_type": "llama", "rope_scaling": _LLAMA3, "rope_theta": 500000.0},
-}
+    "qwen3, both rope blocks": {
+        "model_type": "qwen3", "rope_theta": None, "rope_parameters": _PLAIN, "rope_scaling": _YARN
+    },
+    "qwen2, two thetas": {"rope_theta": 1e6, "rope_parameters": _PLAIN},
+    "qwen2, two thetas with yarn": {"rope_theta": 1e6, "rope_scaling": _YARN | {"rope_theta": 10000.0}},
+}  # fmt: skip
 """Arguments of `write_checkpoint`, by name."""
 
 

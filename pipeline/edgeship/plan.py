@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeship import archs, mixing
-from edgeship.archs.base import Decoder, Role
+from edgeship.archs.base import ROPE_BLOCKS, Config, Decoder, Role, rope_block
 from edgeship.conflicts import conflicts, notes
 from edgeship.encodings import ENCODINGS, Encoding
 from edgeship.errors import FidelityError, PlanError
@@ -210,7 +210,7 @@ def plan_checkpoint(
     differences = [
         f"  - {key}: the recipe says {json.dumps(expected)}, the checkpoint {json.dumps(found)}"
         for key, expected in (recipe.model or {}).items()
-        if not _equal(expected, found := _field(config, key))
+        if not _equal(expected, found := _field(Config(config, file), key))
     ]
     if differences:
         raise PlanError(
@@ -247,17 +247,17 @@ def read_decoder(config: Mapping[str, Any], scaling: RopeScaling | None, file: s
 
     Raises ArchitectureError at a config that is not known.
     """
-    return _extended(archs.read(_with_scaling(scaling, config), file))
+    return _extended(archs.read(_with_scaling(scaling, Config(config, file)), file))
 
 
-def _with_scaling(scaling: RopeScaling | None, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_scaling(scaling: RopeScaling | None, config: Config) -> Mapping[str, Any]:
+    """The config with a recipe's scaling as its only block; what else the block said of the rotation stays."""
     if scaling is None:
-        return config
-    block, written = scaling.block(), config.get("rope_parameters")
-    if isinstance(written, Mapping):  # the layout of transformers 5: the base lies inside the block
-        base = {k: v for k, v in written.items() if k == "rope_theta"}
-        return {**config, "rope_parameters": base | block}
-    return {**config, "rope_scaling": block}
+        return config.values
+    replaced = (*ROPE_BLOCKS, "original_max_position_embeddings")
+    kept = {k: v for k, v in rope_block(config).values.items() if k in ("rope_theta", "partial_rotary_factor")}
+    others = {k: v for k, v in config.values.items() if k not in replaced}
+    return {**others, "rope_scaling": kept | scaling.block()}
 
 
 def _extended(decoder: Decoder) -> Decoder:
@@ -269,12 +269,9 @@ def _extended(decoder: Decoder) -> Decoder:
     return replace(decoder, max_positions=max(decoder.max_positions, reached))
 
 
-def _field(config: Mapping[str, Any], key: str) -> Any:
-    value = config.get(key)
-    inner = config.get("rope_parameters")
-    if value is None and isinstance(inner, Mapping):  # where transformers 5 writes rope_theta
-        value = inner.get(key)
-    return value
+def _field(config: Config, key: str) -> Any:
+    value = rope_block(config).values.get(key) if key == "rope_theta" else None
+    return config.values.get(key) if value is None else value
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -126,6 +126,9 @@ def test_a_size_limit_is_a_conflict_before_anything_is_written() -> None:
         {},
         {"rope_scaling": None},
         {"rope_theta": None, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
+        {"rope_theta": 1e6, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
+        {"rope_theta": None, "rope_parameters": {"rope_theta": 10000.0}, "rope_scaling": {"type": "default"}},
+        {"rope_scaling": {"type": "linear", "factor": 2}, "original_max_position_embeddings": 64},
     ],
 )
 def test_yarn_extends_the_positions(written: dict[str, Any]) -> None:
@@ -159,6 +162,9 @@ def test_the_same_value_written_otherwise_agrees() -> None:
     untied = {"model": CONFIG | {"tie_word_embeddings": False, "rope_scaling": None}}
     del config["tie_word_embeddings"]
     assert not plan_checkpoint(recipe(**untied), config).decoder.tied
+    inner = {"rope_parameters": {"rope_theta": 5000, "rope_type": "default"}}
+    with pytest.raises(PlanError, match=r"rope_theta: the recipe says 10000\.0, the checkpoint 5000"):
+        plan_checkpoint(recipe(model=CONFIG), CONFIG | inner)
     with pytest.raises(PlanError, match="num_hidden_layers: the recipe says 1, the checkpoint true"):
         plan_checkpoint(recipe(model={"num_hidden_layers": 1}), config | {"num_hidden_layers": True})
 

@@ -195,28 +195,67 @@ class Config:
         return value
 
 
-def read_rope(config: Config, head_dim: int, default_theta: float = 10000.0) -> Rope:
+ROPE_BLOCKS = ("rope_scaling", "rope_parameters")  # in the order that transformers 5 looks for one that is not empty
+
+
+def rope_block(config: Config) -> Config:
+    """The block that describes the rotary embedding, of the two that a config may have; empty without one.
+
+    Source: `convert_rope_params_to_dict` in transformers/modeling_rope_utils.py (5.23): of two blocks the first is
+    taken whole, and a `rope_theta` inside it comes before the flat one.
+    """
+    blocks = {name: config.get(name, dict, None) or {} for name in ROPE_BLOCKS}
+    name = next((name for name, block in blocks.items() if block), ROPE_BLOCKS[0])
+    nested = next((key for key, value in blocks[name].items() if isinstance(value, Mapping)), None)
+    if nested is not None:
+        raise ArchitectureError(
+            f"{config.file}: {name}: expected one rotary embedding for all layers, found one for {nested!r}.",
+            hint="this variant needs support in edgeship/archs; no artifact can be made from it yet",
+        )
+    inner = Config(blocks[name], f"{config.file}: {name}")
+    if name == "rope_scaling" and inner.values and inner.values.get("rope_theta") is None:
+        lost, theta = blocks["rope_parameters"].get("rope_theta"), rope_theta(config, inner)
+        if lost not in (None, theta):  # a scaling laid over what transformers 5 saved
+            raise ArchitectureError(
+                f"{config.file}: rope_theta: found {lost!r} in rope_parameters, but rope_scaling comes before that "
+                f"block, and with it transformers takes {theta:g}.",
+                hint="say rope_theta in rope_scaling too, or move what that says into rope_parameters",
+            )
+    return inner
+
+
+def rope_theta(config: Config, block: Config, default: float = 10000.0) -> float:
+    """The base of the rotary embedding: the block's, else the flat one, else the default."""
+    theta = block.get("rope_theta", float, None)
+    return float(theta if theta is not None else config.get("rope_theta", float, default))
+
+
+def read_rope(config: Config, head_dim: int) -> Rope:
     """The rotary embedding of a config, in the flat layout (`rope_theta`, `rope_scaling`) or `rope_parameters`."""
-    block = config.get("rope_parameters", dict, None) or config.get("rope_scaling", dict, None) or {}
-    theta = config.get("rope_theta", float, None)
-    inner = Config(block, f"{config.file}: rope_scaling")
-    theta = theta if theta is not None else inner.get("rope_theta", float, default_theta)
+    inner = rope_block(config)
+    theta, block = rope_theta(config, inner), inner.values
     kind = block.get("rope_type", block.get("type", "default"))
     Config({"rope_type": kind}, inner.file).expect("rope_type", ("default", "llama3", "yarn"))
     if kind == "default":
         return Rope(theta, head_dim)
-    needed = {"factor": float, "original_max_position_embeddings": int}
-    if kind == "llama3":
-        needed |= {"low_freq_factor": float, "high_freq_factor": float}
-    else:
-        inner.expect("truncate", (True,), True)
+    for each in (config, inner):  # heeded in a scaled rope only
+        each.expect("partial_rotary_factor", (1.0, 1), 1.0)
+    if kind == "yarn":
+        if "truncate" in block:
+            inner.expect("truncate", (True,))
         for key in ("mscale", "mscale_all_dim"):
             inner.expect(key, (None,), None)
-    if kind == "yarn" and "original_max_position_embeddings" not in block:
-        block = {**block, "original_max_position_embeddings": config.positive("max_position_embeddings")}
-        inner = Config(block, inner.file)
-    scaling: dict[str, Any] = {"rope_type": kind} | {k: inner.get(k, t) for k, t in needed.items()}
-    for key in ("beta_fast", "beta_slow", "attention_factor"):
-        if kind == "yarn" and block.get(key) is not None:
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": inner.get("factor", float)}
+    scaling["original_max_position_embeddings"] = _trained_positions(config, inner)
+    for key in ("low_freq_factor", "high_freq_factor") if kind == "llama3" else ():
+        scaling[key] = inner.get(key, float)
+    for key in ("beta_fast", "beta_slow", "attention_factor") if kind == "yarn" else ():
+        if block.get(key) is not None:
             scaling[key] = inner.get(key, float)
     return Rope(theta, head_dim, scaling)
+
+
+def _trained_positions(config: Config, block: Config) -> int:
+    """The length a scaled rope was trained with: a flat field comes before the block's (`standardize_rope_params`)."""
+    key = "original_max_position_embeddings"
+    return config.positive(key, block.positive(key, config.positive("max_position_embeddings")))

@@ -21,7 +21,11 @@ class Mixed(Frozen):
         default=None, gt=0, le=32, description="the budget, in bits stored per weight, scales and norms included"
     )
     budget_mb: float | None = Field(
-        default=None, gt=0, le=1e6, description="the budget, in MB of 10^6 bytes of the file that holds the weights"
+        default=None,
+        gt=0,
+        le=1e6,
+        description="the budget, in MB of 10^6 bytes of the file that holds the weights; laid over a base by `extends` "
+        "one budget replaces the other",
     )
     tokens: int = Field(
         default=512, ge=32, le=65536, description="of the calibration text, those that sensitivity is measured on"

@@ -28,7 +28,8 @@ class Calibration(Frozen):
     chats: Annotated[Line, Field(min_length=1)] | None = Field(
         default=None,
         description='conversations, a JSON object with "messages" (and "tools") per line, rendered through the '
-        "model's chat template: a file, absolute or relative to the recipe's",
+        "model's chat template: a file, absolute or relative to the recipe's; laid over a base by `extends` it "
+        "replaces `text`, and `text` it",
     )
     tokens: int = Field(default=8192, ge=64, le=1 << 20, description="tokens to look at, at most")
     sequence: int = Field(default=512, ge=16, le=4096, description="tokens that are seen together")

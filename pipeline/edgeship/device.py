@@ -33,8 +33,6 @@ ISA: tuple[Isa, ...] = get_args(Isa)
 LOCAL = "local"
 """The name of the machine that the command runs on, which has no file."""
 
-KIND = Kind("device", DeviceError, "edgeship devices")
-
 Short = Annotated[str, Field(min_length=1, max_length=60)]
 Note = Annotated[Line, Field(min_length=1)]
 
@@ -130,6 +128,8 @@ class Device(Frozen):
         """The profile as JSON values."""
         return self.model_dump(mode="json")
 
+
+KIND = Kind("device", DeviceError, "edgeship devices", Device)
 
 KEYS = ("extends", *(f for f in Device.model_fields if f != "name"))
 """The top-level keys of a profile's file."""

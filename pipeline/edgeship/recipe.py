@@ -104,7 +104,8 @@ class Scheme(Frozen):
     mixed: Mixed | None = Field(
         default=None,
         description="a type for every tensor, chosen for the least loss on the calibration text within a budget; in "
-        "place of body, embeddings and head, as a mix is",
+        "place of body, embeddings and head, as a mix is: laid over a base by `extends` it replaces those, they "
+        "replace it, and group_size and algorithm stay",
     )
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from edgeship import olive_paths, yaml_source
 from edgeship.errors import RecipeError
 from edgeship.exporter import Olive
 from edgeship.fields import explain, follows, found
-from edgeship.recipe import Recipe
+from edgeship.recipe import Recipe, Scheme
 from edgeship.yaml_model import NAME, Kind, extended, load
 from edgeship.yaml_source import Document, KeyPath, Places, Problem
 
@@ -49,12 +49,20 @@ def read_recipe(path: Path, catalogue: Mapping[str, Path] | None = None) -> Reci
     return recipe
 
 
-def _alternatives(key: str, base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
-    """A scheme that names a mix, one with a budget, and one that names types: one replaces the other whole."""
-    return key == "scheme" and bool(over) and any((k in base) != (k in over) for k in ("mix", "mixed"))
+PARTS = ("body", "embeddings", "head")
 
+ALTERNATIVES: dict[KeyPath, dict[str, Collection[str]]] = {
+    ("scheme",): {
+        "mix": Scheme.model_fields.keys() - {"mix"},
+        "mixed": ("mix", *PARTS),
+        **dict.fromkeys(PARTS, ("mix", "mixed")),
+    },
+    ("scheme", "mixed"): {"bits_per_weight": ("budget_mb",), "budget_mb": ("bits_per_weight",)},
+    ("calibration",): {"text": ("chats",), "chats": ("text",)},
+}
+"""What says the same thing otherwise: laid over a base by `extends`, the one replaces the others."""
 
-KIND = Kind("recipe", RecipeError, "edgeship recipes", _alternatives)
+KIND = Kind("recipe", RecipeError, "edgeship recipes", Recipe, ALTERNATIVES)
 
 
 def _validated(document: Document, name: str, problems: list[Problem]) -> Recipe | None:

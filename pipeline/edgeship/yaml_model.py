@@ -6,8 +6,8 @@ Recipes and device profiles are such files; a `Kind` says what a message calls t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from edgeship import yaml_source
 from edgeship.errors import EdgeshipError
-from edgeship.fields import did_you_mean, found
+from edgeship.fields import did_you_mean, found, submodel
 from edgeship.yaml_source import Document, KeyPath, Problem
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -53,13 +53,14 @@ Distinct = AfterValidator(distinct)
 
 @dataclass(frozen=True)
 class Kind:
-    """What the files are: `noun` in messages, the error that refuses one, and the command that lists them."""
+    """What the files are: `noun` in messages, the error that refuses one, the command that lists them, the model."""
 
     noun: str
     error: type[EdgeshipError]
     listed_by: str
-    alternatives: Callable[[str, Mapping[str, Any], Mapping[str, Any]], bool] = lambda key, base, over: False
-    """Whether the mapping under a key replaces the base's whole, where else it is laid over it."""
+    model: type[BaseModel]
+    alternatives: Mapping[KeyPath, Mapping[str, Collection[str]]] = field(default_factory=dict)
+    """By the path of a mapping and a key laid over it: the other keys of the base that this one replaces."""
 
 
 def load(path: Path, kind: Kind) -> Document:
@@ -129,21 +130,37 @@ def _base_path(value: str, path: Path, catalogue: Mapping[str, Path]) -> Path | 
 
 
 def _merged(base: Document, over: Document, kind: Kind) -> Document:
-    """`over` laid over `base`: mappings key by key, one level deep; anything else replaces."""
+    """`over` laid over `base`: sections key by key; anything else replaces."""
     assert base.data is not None
     assert over.data is not None
-    data = {k: v for k, v in base.data.items() if k != "extends"}
     replaced: set[KeyPath] = set()  # paths whose places in the base no longer count
-    for key, value in over.data.items():
-        below = data.get(key)
-        if isinstance(value, dict) and isinstance(below, dict) and not kind.alternatives(key, below, value):
-            data[key] = {**below, **value}
-            replaced |= {(key, inner) for inner in value}
-        elif key != "extends":
-            data[key] = value
-            replaced.add((key,))
+    data = _laid(base.data, {k: v for k, v in over.data.items() if k != "extends"}, (), kind, kind.model, replaced)
     keys, values = (
-        {p: place for p, place in places.items() if p[:1] not in replaced and p[:2] not in replaced}
+        {p: place for p, place in places.items() if not any(p[:i] in replaced for i in range(1, len(p) + 1))}
         for places in (base.keys, base.values)
     )
     return Document(over.source, data, keys | over.keys, values | over.values)
+
+
+def _laid(
+    base: Mapping[str, Any],
+    over: Mapping[str, Any],
+    path: KeyPath,
+    kind: Kind,
+    model: type[BaseModel] | None,
+    replaced: set[KeyPath],
+) -> dict[str, Any]:
+    """A mapping laid over the base's under the same path; `model` is that of its fields, None where keys are free."""
+    rivals = kind.alternatives.get(path, {})
+    gone = {rival for key, value in over.items() if value is not None for rival in rivals.get(key, ())}
+    data = {k: v for k, v in base.items() if k not in gone}
+    for key, value in over.items():
+        below, info = data.get(key), model.model_fields.get(key) if model else None
+        if isinstance(value, dict) and isinstance(below, dict) and model:
+            inner = submodel(info.annotation) if info else None
+            data[key] = _laid(below, value, (*path, key), kind, inner, replaced)
+            continue
+        gone.add(key)
+        data[key] = value
+    replaced |= {(*path, key) for key in gone}
+    return data

@@ -16,15 +16,16 @@ from edgeship.recipe_file import KEYS
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 EXTENDS = (
-    "a recipe this one is laid over, key by key: a name in the catalogue or beside this file, "
-    "or a path relative to it; one level"
+    "a recipe this one is laid over, key by key (null takes a key back to its default): a name in the catalogue or "
+    "beside this file, or a path relative to it; one level"
 )
 
 
 def recipe_schema() -> dict[str, Any]:
     """The schema of `recipes/*.yaml`: the fields of Recipe without `name`, with `extends`.
 
-    A recipe that extends another may leave out anything, so required keys hold only for one that does not.
+    A recipe that extends another may leave out anything, and take it back to its default by null; one that does not
+    may do neither.
     """
     return _schema(Recipe, KEYS, "recipe")
 
@@ -39,16 +40,11 @@ def _schema(model: type[BaseModel], keys: Sequence[str], noun: str) -> dict[str,
     extends = {"type": "string", "minLength": 1, "description": EXTENDS.replace("recipe", noun)}
     properties = {"extends": extends} | schema["properties"]
     del properties["name"]
-    definitions, needed = schema["$defs"], {}
-    for name, info in model.model_fields.items():
-        inner = submodel(info.annotation)
-        if inner is None or get_origin(info.annotation) is tuple:  # what stands in a list is laid over whole
-            continue
-        if definitions[inner.__name__].get("required"):
-            needed[name] = {"required": definitions[inner.__name__].pop("required")}
+    definitions = schema["$defs"]
     for described in (properties, *(d["properties"] for d in definitions.values())):
         for value in described.values():
             value.pop("title", None)  # the field's name again, in capitals
+    alone = _alone(model, properties, definitions)
     required = [k for k in schema["required"] if k != "name"]
     return {
         "$schema": DIALECT,
@@ -59,6 +55,33 @@ def _schema(model: type[BaseModel], keys: Sequence[str], noun: str) -> dict[str,
         "additionalProperties": False,
         "properties": {key: properties[key] for key in keys},
         "if": {"not": {"required": ["extends"]}},
-        "then": {"required": required, "properties": needed},
+        "then": {"required": required, "properties": alone},
         "$defs": definitions,
     }
+
+
+def _alone(model: type[BaseModel], properties: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """What holds only for the fields of a file that extends none; it is taken out of the schema of any file."""
+    alone: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        if name not in properties:
+            continue
+        told = {}
+        inner = None if get_origin(info.annotation) is tuple else submodel(info.annotation)
+        if inner is not None:  # what stands in a list is laid over whole
+            definition = definitions[inner.__name__]
+            if required := definition.pop("required", None):
+                told["required"] = required
+            if below := _alone(inner, definition["properties"], definitions):
+                told["properties"] = below
+        value = properties[name]
+        if not info.is_required() and _NULL not in value.get("anyOf", ()):
+            outside = {key: value.pop(key) for key in ("description", "default") if key in value}
+            properties[name] = outside | {"anyOf": [value, _NULL]}
+            told["not"] = _NULL
+        if told:
+            alone[name] = told
+    return alone
+
+
+_NULL = {"type": "null"}

@@ -130,7 +130,7 @@ def _base_path(value: str, path: Path, catalogue: Mapping[str, Path]) -> Path | 
 
 
 def _merged(base: Document, over: Document, kind: Kind) -> Document:
-    """`over` laid over `base`: sections key by key; anything else replaces."""
+    """`over` laid over `base`: sections key by key; anything else replaces, and null takes back to the default."""
     assert base.data is not None
     assert over.data is not None
     replaced: set[KeyPath] = set()  # paths whose places in the base no longer count
@@ -161,6 +161,9 @@ def _laid(
             data[key] = _laid(below, value, (*path, key), kind, inner, replaced)
             continue
         gone.add(key)
-        data[key] = value
+        if value is None and info and not info.is_required():
+            data.pop(key, None)
+        else:
+            data[key] = value
     replaced |= {(*path, key) for key in gone}
     return data

@@ -178,3 +178,60 @@ def test_chats_and_text_replace_each_other(tmp_path: Path) -> None:
     assert (calibration.text, calibration.chats) == (str(tmp_path / "a.txt"), None)
     with pytest.raises(RecipeError, match="'text' and 'chats' are alternatives"):
         over(tmp_path, "calibration: {tokens: 128}", "calibration: {text: a.txt, chats: b.jsonl}")
+
+
+@pytest.mark.parametrize(
+    ("base", "text", "key"),
+    [
+        ("context: 32", "context: null", "context"),
+        ("formats: [gguf]", "formats: ~", "formats"),
+        ("sampling: {temperature: 0}", "sampling:", "sampling"),
+        ("sampling: {temperature: 0, top_k: 3}", "sampling: {temperature: null, top_k: null}", "sampling"),
+        ("scheme: {mixed: {budget_mb: 3}}", "scheme: {mixed: null}", "scheme"),
+        ("scheme: {mix: Q4_K_M}", "scheme: {mix: null}", "scheme"),
+        ("calibration: {text: a.txt}", "calibration: null", "calibration"),
+        ("adapters: [mine]", "adapters: null", "adapters"),
+        ("", "logits: null", "logits"),
+    ],
+)
+def test_null_takes_a_key_of_the_base_back_to_its_default(tmp_path: Path, base: str, text: str, key: str) -> None:
+    plain = Recipe.model_validate({"name": "plain", "source": {"repo": "a/b"}})
+    assert getattr(over(tmp_path, base, text), key) == getattr(plain, key)
+
+
+def test_null_inside_sections_of_sections(tmp_path: Path) -> None:
+    recipe = over(
+        tmp_path,
+        "scheme: {mixed: {budget_mb: 3, tokens: 64}}\nmodel: {hidden_size: 64, rope_scaling: {factor: 2}}",
+        "scheme: {mixed: {tokens: null}}\nmodel: {rope_scaling: null}",
+    )
+    assert recipe.scheme.mixed
+    assert (recipe.scheme.mixed.budget_mb, recipe.scheme.mixed.tokens) == (3, 512)
+    assert recipe.model == {"hidden_size": 64, "rope_scaling": None}  # of config.json, where null says something
+
+
+def test_an_algorithm_in_place_of_a_mix(tmp_path: Path) -> None:
+    scheme = over(tmp_path, "scheme: {mix: Q4_K_M}", "scheme: {mix: null, algorithm: gptq}").scheme
+    assert (scheme.mix, scheme.algorithm) == (None, "gptq")
+
+
+def test_another_exporter_without_what_it_does_not_read(tmp_path: Path) -> None:
+    base = "context: 32\nscheme: {body: int8}"
+    assert over(tmp_path, base, "exporter: optimum\ncontext: null\nscheme: null").exporter == "optimum"
+    with pytest.raises(RecipeError, match="'context' goes with exporter: native"):
+        over(tmp_path, base, "exporter: optimum\nscheme: null")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("source: null", "source: expected a mapping with the keys host, repo"),
+        ("source: {repo: null}", "source.repo: expected text of the form owner/name, found nothing"),
+        ("zzz: null", "unknown key 'zzz'"),
+    ],
+)
+def test_null_for_what_has_no_default(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        over(tmp_path, "context: 32", text)
+    assert f"mine.yaml:2:{text.find('null') + 1 if 'zzz' not in text else 1}: " in str(caught.value)
+    assert says in str(caught.value)

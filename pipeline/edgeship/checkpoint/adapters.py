@@ -29,8 +29,8 @@ def open_adapters(paths: Sequence[str], decoder: Decoder) -> tuple[Adapter, ...]
 
     Every tensor of an adapter changes exactly one weight of the decoder, or the adapter is refused.
     """
-    adapters = tuple(open_adapter(Path(path)) for path in paths)
     roles = {role.tensor: role for role in decoder.roles()}
+    adapters = tuple(open_adapter(Path(path), roles) for path in paths)
     for adapter in adapters:
         problems = []
         for target, change in adapter.changes.items():

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeship.checkpoint.files import read_limited
+from edgeship.checkpoint.patterns import compile_all
 from edgeship.checkpoint.safetensors import open_shard
 from edgeship.checkpoint.strict_json import parse_object, show, some
 from edgeship.errors import CheckpointError
@@ -33,9 +34,6 @@ HARMLESS = {
 
 KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
 """Values of `init_lora_weights` that leave the weights beside the adapter as they were."""
-
-PATTERN_LIMIT = 200  # characters
-REPEATS_LIMIT = 4  # of `*` and `+` in a pattern: more could take for ever
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,10 @@ class Adapter:
     changes: Mapping[str, Change]
 
 
-def open_adapter(path: Path) -> Adapter:
+def open_adapter(path: Path, weights: Collection[str]) -> Adapter:
     """Open the LoRA adapter in the directory `path`, reading no weights but for their digest.
 
+    `weights` are the model's, by name; a change to any other is given too, without its scale.
     Raises CheckpointError at files that are missing or damaged, at a kind of adapter that is not LoRA, and at every
     option of PEFT that would make another merge than this one, by its name.
     """
@@ -72,7 +71,7 @@ def open_adapter(path: Path) -> Adapter:
         found = "adapter_model.bin, which holds pickle: it runs code when read" if pickled else "no such file"
         hint = f"save it again as safetensors (PEFT's default), or {MERGE_YOURSELF}" if pickled else _WHICH
         raise CheckpointError(f"{file}: expected the adapter's weights, found {found}.", hint=hint)
-    changes = _changes(path, config, open_shard(file))
+    changes = _changes(path, config, open_shard(file), weights)
     return Adapter(path, _digest(path / CONFIG, file), changes)
 
 
@@ -131,22 +130,19 @@ class _Scaling:
         alpha = self._number("lora_alpha", 8, self._match(self._alphas, module))
         return alpha / math.sqrt(rank) if self._config.get("use_rslora") else alpha / rank
 
-    def _patterns(self, key: str) -> dict[str, Any]:
+    def _patterns(self, key: str) -> list[tuple[re.Pattern[str], Any]]:
         patterns = self._config.get(key) or {}
         if not isinstance(patterns, dict):
             raise self._error(f"{key}: expected a mapping from module to number")
-        for pattern in patterns:
-            repeats = len(re.findall(r"[*+{]", pattern))
-            if len(pattern) > PATTERN_LIMIT or repeats > REPEATS_LIMIT or re.search(r"\)[*+{]", pattern):
-                raise self._error(f"{key}: {show(pattern)}: expected a simpler pattern, this could take for ever")
-            try:
-                re.compile(pattern)
-            except re.error as e:
-                raise self._error(f"{key}: {show(pattern)}: not a regular expression: {e}") from None
-        return patterns
+        named = {pattern: value for pattern, value in patterns.items() if pattern}
+        try:
+            return list(zip(compile_all(named), named.values(), strict=True))
+        except ValueError as e:
+            pattern, problem = e.args
+            raise self._error(f"{key}: {show(pattern)}: {problem}") from None
 
-    def _match(self, patterns: Mapping[str, Any], module: str) -> Any:
-        return next((v for p, v in patterns.items() if p and re.match(rf"(.*\.)?({p})$", module)), None)
+    def _match(self, patterns: Sequence[tuple[re.Pattern[str], Any]], module: str) -> Any:
+        return next((value for pattern, value in patterns if pattern.match(module)), None)
 
     def _number(self, key: str, default: int, value: Any) -> float:
         value = self._config.get(key, default) if value is None else value
@@ -170,7 +166,9 @@ _PARTS = {
 }
 
 
-def _changes(path: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> dict[str, Change]:
+def _changes(
+    path: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor], weights: Collection[str]
+) -> dict[str, Change]:
     """The adapter's tensors by the tensor of the checkpoint that they change."""
     scaling, parts, problems = _Scaling(path, config), dict[str, dict[str, Any]](), []
     for name, tensor in tensors.items():
@@ -191,8 +189,9 @@ def _changes(path: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTe
         problem = _incomplete(target, found, bool(config.get("use_dora")))
         if problem:
             problems.append(f"{show(target)[1:-1]}: {problem}")
-        elif "a" in found:
-            out[target] = Change(**found, scale=scaling.of(target.removesuffix(".weight"), found["a"].shape[0]))
+        elif "a" in found:  # a name of the file's own choosing is not matched with patterns
+            known, rank = target in weights, found["a"].shape[0]
+            out[target] = Change(**found, scale=scaling.of(target.removesuffix(".weight"), rank) if known else 0.0)
         else:
             out[target] = Change(replacement=found["replacement"])
     problems = problems or ([] if out else ["it holds no tensors"])

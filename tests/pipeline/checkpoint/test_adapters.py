@@ -176,6 +176,13 @@ def test_ones(checkpoint: Path, made: Path) -> None:
         ({"lora_alpha": 0}, "lora_alpha: expected a number above zero"),
         ({"lora_alpha": "8"}, "lora_alpha: expected a number above zero"),
         ({"rank_pattern": {"(a+)+": 4}}, "expected a simpler pattern"),
+        ({"rank_pattern": {"(a|aa)?" * 18: 4}}, "expected a simpler pattern"),
+        ({"rank_pattern": {"(.|..)" * 20: 4}}, "expected a simpler pattern"),
+        ({"rank_pattern": {".?.*.+.{2}.*x": 4}}, "expected a simpler pattern"),
+        ({"rank_pattern": {"x" * 201: 4}}, "expected a simpler pattern"),
+        ({"rank_pattern": {f".*.*.*.*x{i}": 4 for i in range(9)}}, "expected fewer patterns"),
+        ({"rank_pattern": {"x{99999999999}": 4}}, "not a regular expression: the repetition number"),
+        ({"rank_pattern": {"(?i)q_proj": 4}}, "not a regular expression"),
         ({"alpha_pattern": {"q_proj(": 4}}, "not a regular expression"),
         ({"alpha_pattern": [1]}, "alpha_pattern: expected a mapping"),
         ({"use_dora": True}, "there is no magnitude"),
@@ -188,6 +195,29 @@ def test_options_that_would_make_another_model(
         merged(checkpoint, adapter(tmp_path / "a", **config))
     assert says in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"model\.layers\.(0|1|2|3|4|5|6|7|8|9|10|11)\.(self_attn|mlp)\.(q_proj|v_proj|down_proj)",
+        r".*layers\.[0-9]+\.self_attn.*",
+        r"^model.layers.(?:0|1).self_attn.q_proj",
+        r"[.(|)]?q_proj",
+    ],
+)
+def test_patterns_that_people_write(checkpoint: Path, tmp_path: Path, pattern: str) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    patched = adapter(tmp_path / "a", r=2, rank_pattern={"": 7, "k_proj": 9, pattern: 4})
+    np.testing.assert_allclose(merged(checkpoint, patched)[name], merged(checkpoint)[name] + 8, rtol=1e-6)
+
+
+def test_patterns_are_not_matched_with_names_that_no_weight_has(checkpoint: Path, tmp_path: Path) -> None:
+    name = "base_model.model." + "y" * 3000
+    tensors = {f"{name}.lora_A.weight": (4, 64), f"{name}.lora_B.weight": (64, 4)}
+    patterns = {f".*.*.*.*{i}": 4 for i in range(8)}
+    with pytest.raises(CheckpointError, match="no weight of the model is called so"):
+        merged(checkpoint, adapter(tmp_path / "a", tensors, rank_pattern=patterns))
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder, Role
 from edgeship.checkpoint.peft import MERGE_YOURSELF, Adapter, Change, open_adapter
+from edgeship.checkpoint.safetensors import elements
 from edgeship.checkpoint.strict_json import show, some
 from edgeship.errors import CheckpointError
 from edgeship.tensors import LazyTensor
@@ -117,9 +118,10 @@ def _delta(change: Change, a: int, b: int) -> Floats:
 
 
 def _embedding_delta(change: Change, a: int, b: int) -> Floats:
-    """Rows [a, b) of (B A)^T, `[b - a, columns]`; of A, which is as wide as the vocabulary, a row is held at a time."""
+    """Rows [a, b) of (B A)^T, `[b - a, columns]`; of A, which is as wide as the vocabulary, these columns are read."""
     assert change.a is not None
     assert change.b is not None
-    left = np.stack([change.a.rows(i, i + 1)[0, a:b] for i in range(change.a.shape[0])], axis=1)
+    (rank, width), values = change.a.shape, elements(change.a)
+    left = np.stack([values.rows(i * width + a, i * width + b) for i in range(rank)], axis=1)
     out: Floats = left @ change.b.rows(0, change.b.shape[0]).T
     return out

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
+from copy import copy
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -74,6 +76,12 @@ class _Rows:
         self._count = shape[0] if shape else 1
         self._row_shape = shape[1:]
 
+    def elements(self) -> _Rows:
+        """Reads the same values as rows of one each."""
+        flat = copy(self)
+        flat._count, flat._row_shape = self._count * prod(self._row_shape), ()
+        return flat
+
     def __call__(self, a: int, b: int) -> Raw:
         if not 0 <= a <= b <= self._count:
             raise IndexError(f"rows [{a}, {b}) of {self._name!r}, which has {self._count}")
@@ -93,6 +101,12 @@ class _Rows:
                 hint="do not change the checkpoint while it is exported; restore the file and start again",
             )
         return out
+
+
+def elements(tensor: LazyTensor) -> LazyTensor:
+    """A tensor of `open_shard` as one long axis, so that parts of its rows can be read."""
+    assert isinstance(tensor.raw, _Rows)
+    return replace(tensor, shape=(prod(tensor.shape),), raw=tensor.raw.elements())
 
 
 def open_shard(path: Path) -> dict[str, LazyTensor]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from checkpoints import write_checkpoint, write_safetensors
 from edgeship import archs, cli
+from edgeship.checkpoint import safetensors
 from edgeship.checkpoint.adapters import merge, open_adapters
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.checkpoint.peft import CONFIG, WEIGHTS
@@ -279,6 +280,26 @@ def test_an_adapter_that_holds_no_numbers_is_named(checkpoint: Path, tmp_path: P
     with pytest.raises(CheckpointError, match=r"q_proj\.weight.*expected finite") as caught:
         export(checkpoint, tmp_path / "out", scheme=scheme, calibration=calibration, adapters=[str(damaged)])
     assert "with the adapter" in caught.value.message
+
+
+def test_of_an_adapter_as_wide_as_the_vocabulary_only_the_rows_asked_for_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "wide", vocab=5000, dtype="F32")
+    name = "base_model.model.model.embed_tokens"
+    made = adapter(tmp_path / "a", {f"{name}.lora_embedding_A": (4, 5000), f"{name}.lora_embedding_B": (64, 4)})
+    source = open_checkpoint(checkpoint)
+    decoder = archs.read(source.config)
+    tensors = merge(account(source, decoder.roles()), decoder.roles(), open_adapters([str(made)], decoder))
+    read, sizes = safetensors._File.read_into, list[int]()
+
+    def counted(self: Any, buffer: memoryview, offset: int) -> int:
+        sizes.append(len(buffer))
+        return read(self, buffer, offset)
+
+    monkeypatch.setattr(safetensors._File, "read_into", counted)
+    tensors["embed.weight"].rows(7, 9)
+    assert sum(sizes) == 4 * (2 * 64 + 4 * 2 + 64 * 4)  # of the table, of A, and B
 
 
 @settings(max_examples=100, deadline=None)

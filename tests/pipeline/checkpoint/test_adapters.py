@@ -114,6 +114,29 @@ def test_a_merge_equals_pefts(checkpoint: Path, tmp_path: Path, config: dict[str
     assert kinds == (linear if config["target_modules"] == "all-linear" else expected)
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "qwen3 tied": {"model_type": "qwen3"},
+    "qwen2 tied": {},
+    "llama biases": {"model_type": "llama", "tied": False, "attention_bias": True},
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("model", OTHERS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"r": 8, "use_rslora": True, "target_modules": "all-linear"},
+        {"r": 4, "use_dora": True, "target_modules": [*ATTENTION, "down_proj"], "rank_pattern": {r"0\..*k_proj": 2}},
+        {"r": 4, "target_modules": ["embed_tokens", "o_proj"], "modules_to_save": ["post_attention_layernorm"]},
+    ],
+    ids=["rslora", "dora", "embeddings"],
+)
+def test_a_merge_into_another_model_equals_pefts(tmp_path: Path, model: str, config: dict[str, Any]) -> None:
+    checkpoint = write_checkpoint(tmp_path / "base", dtype="F32", **OTHERS[model])
+    assert compare(checkpoint, train(checkpoint, tmp_path / "adapter", **config))
+
+
 @pytest.mark.parity
 def test_numbers_for_yes_and_no_are_read_as_peft_reads_them(checkpoint: Path, tmp_path: Path) -> None:
     made = train(checkpoint, tmp_path / "adapter", r=8, use_rslora=True, target_modules=["q_proj"])

@@ -32,6 +32,7 @@ ROPES: dict[str, dict[str, Any]] = {
     "rope_type over type": {"rope_scaling": YARN | {"type": "default"}},
     "flat length": {"rope_scaling": YARN, "original_max_position_embeddings": 64},
     "no length": {"rope_scaling": {"type": "yarn", "factor": 2}},
+    "betas of 0": {"rope_scaling": YARN | {"beta_fast": 0, "beta_slow": 0}},
     "part of no scaled rope": {"partial_rotary_factor": 0.5},
 }
 
@@ -66,6 +67,13 @@ def test_frequencies_equal_those_of_transformers(case: str, tmp_path: Path) -> N
         ({"rope_scaling": LLAMA3 | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: found 0.5"),
         ({"rope_scaling": YARN, "partial_rotary_factor": 0.5}, "partial_rotary_factor: found 0.5"),
         ({"rope_scaling": PLAIN | {"rope_type": "linear"}, "rope_parameters": PLAIN}, "rope_scaling: rope_type"),
+        ({"rope_theta": 0}, "config.json: rope_theta: expected a number above 1, at most 1e+12, found 0"),
+        ({"rope_parameters": PLAIN | {"rope_theta": -1e4}}, "rope_parameters: rope_theta: expected a number above 1"),
+        ({"rope_theta": 10**400}, "rope_theta: expected float"),
+        ({"rope_scaling": YARN | {"factor": 0}}, "rope_scaling: factor: expected a number above 0.001"),
+        ({"rope_scaling": YARN | {"beta_fast": 1e-320}}, "beta_fast: expected a number above 0.001"),
+        ({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor: expected a number above 0.001"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4}}, "high_freq_factor: expected a number above 4"),
         ({"rope_scaling": ["yarn"]}, "rope_scaling: expected dict"),
     ],
 )

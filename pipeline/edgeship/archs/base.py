@@ -161,7 +161,7 @@ class Config:
                     hint="use the config.json that belongs to this checkpoint",
                 )
             return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 64:
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ArchitectureError(
@@ -180,6 +180,16 @@ class Config:
             )
         return int(value)
 
+    def within(self, key: str, low: float, high: float, default: Any = MISSING) -> float:
+        """The value of `key` as a float above `low` and at most `high`."""
+        value = self.get(key, float, default)
+        if not low < value <= high:
+            raise ArchitectureError(
+                f"{self.file}: {key}: expected a number above {low:g}, at most {high:g}, found {value:g}.",
+                hint="restore the value the model was published with",
+            )
+        return float(value)
+
     def expect(self, key: str, known: Sequence[Any], default: Any = MISSING) -> Any:
         """The value of `key`, which must be one of `known`."""
         value = self.values.get(key)
@@ -196,6 +206,7 @@ class Config:
 
 
 ROPE_BLOCKS = ("rope_scaling", "rope_parameters")  # in the order that transformers 5 looks for one that is not empty
+FACTORS = (0.001, 1e6)  # what numbers of a scaling lie between; far beyond, frequencies are no numbers any more
 
 
 def rope_block(config: Config) -> Config:
@@ -226,8 +237,8 @@ def rope_block(config: Config) -> Config:
 
 def rope_theta(config: Config, block: Config, default: float = 10000.0) -> float:
     """The base of the rotary embedding: the block's, else the flat one, else the default."""
-    theta = block.get("rope_theta", float, None)
-    return float(theta if theta is not None else config.get("rope_theta", float, default))
+    holder = config if block.values.get("rope_theta") is None else block
+    return holder.within("rope_theta", 1, 1e12, default)
 
 
 def read_rope(config: Config, head_dim: int) -> Rope:
@@ -245,13 +256,14 @@ def read_rope(config: Config, head_dim: int) -> Rope:
             inner.expect("truncate", (True,))
         for key in ("mscale", "mscale_all_dim"):
             inner.expect(key, (None,), None)
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": inner.get("factor", float)}
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": inner.within("factor", *FACTORS)}
     scaling["original_max_position_embeddings"] = _trained_positions(config, inner)
-    for key in ("low_freq_factor", "high_freq_factor") if kind == "llama3" else ():
-        scaling[key] = inner.get(key, float)
+    if kind == "llama3":
+        scaling["low_freq_factor"] = low = inner.within("low_freq_factor", *FACTORS)
+        scaling["high_freq_factor"] = inner.within("high_freq_factor", low, FACTORS[1])
     for key in ("beta_fast", "beta_slow", "attention_factor") if kind == "yarn" else ():
-        if block.get(key) is not None:
-            scaling[key] = inner.get(key, float)
+        if block.get(key) is not None and (block[key] != 0 or key == "attention_factor"):  # a beta of 0 is none
+            scaling[key] = inner.within(key, *FACTORS)
     return Rope(theta, head_dim, scaling)
 
 

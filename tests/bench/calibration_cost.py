@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script: the tests
 
 from edgeship import archs, catalog
 from edgeship.archs.base import Decoder
+from edgeship.blas import one_thread
 from edgeship.calibrate import quantize, sampler
 from edgeship.calibrate.export import calibrated, needed_memory
 from edgeship.calibration import Calibration
@@ -30,7 +31,6 @@ from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.memory import peak_rss
 from edgeship.plan import Plan, read_plan
 from edgeship.progress import Silent
-from edgeship.reference.blas import one_thread
 from edgeship.reference.forward import Pass
 from edgeship.reference.weights import CheckpointWeights
 from random_checkpoint import write
@@ -65,7 +65,7 @@ def codes_minutes(plan: Plan, weights: CheckpointWeights, decoder: Decoder, home
     assert section is not None
     own = {role.key: keys[role.key] for role in decoder.roles() if role.key in keys}
     tokens = np.random.default_rng(0).integers(0, decoder.vocab_size, (section.sequences, section.sequence)).tolist()
-    quantize.threads_for = lambda columns: one_thread()  # seconds of work, not of waiting
+    quantize.all_cores = one_thread  # seconds of work, not of waiting
     spent = list[float]()
     with timed(spent):
         quantize.Calibrator(decoder, weights, tokens, own, "gptq", home, Silent()).run()

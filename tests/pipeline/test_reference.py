@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 import tolerances
 from checkpoints import write_checkpoint
-from edgeship import archs
+from edgeship import archs, blas
 from edgeship.archs.base import Decoder
 from edgeship.encodings import ENCODINGS
 from edgeship.errors import ArtifactError
 from edgeship.formats.onnx.packing import pack
 from edgeship.quant.rtn import quantize
-from edgeship.reference import blas, forward
+from edgeship.reference import forward
 from edgeship.reference.forward import Pass, top_logits
 from edgeship.reference.weights import CheckpointWeights, StoredWeights
 from reference_models import MODELS, opened
@@ -262,21 +262,24 @@ def test_blas_runs_on_one_thread_inside_a_pass_only() -> None:
         put(before)
 
 
-def test_small_matrices_are_multiplied_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = blas._switch()
-    if found is None:
-        pytest.skip("this numpy does not bring OpenBLAS")
-    monkeypatch.setattr(blas, "usable_cores", lambda: 3)
-    get, put = found
-    before = get()
-    put(2)
-    try:
-        for columns, threads in ((128, 1), (4096, 3)):
-            with blas.threads_for(columns):
-                assert get() == threads
-            assert get() == 2
-    finally:
-        put(before)
+@pytest.mark.parametrize("shape", [(512, 896, 1200), (512, 640, 128), (300, 1000, 4864), (7, 33, 5)])
+def test_a_product_has_the_same_bits_on_any_number_of_cores(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, (m, k, n) = np.random.default_rng(0), shape
+    a, b = (rng.standard_normal(s).astype(np.float32) for s in ((m, k), (n, k)))
+    found = []
+    for cores in (1, 2, 3):
+        monkeypatch.setattr(blas, "usable_cores", lambda cores=cores: cores)
+        with blas.all_cores():
+            into = np.ones((m, n), np.float32)
+            blas.add_product(into, a, b.T)
+            found.append((blas.product(a, b.T), into))
+    wanted = a.astype(np.float64) @ b.T.astype(np.float64)
+    assert np.abs(found[0][0] - wanted).max() < 1e-5 * np.abs(wanted).max()
+    assert np.abs(found[0][1] - 1 - wanted).max() < 1e-5 * np.abs(wanted).max()
+    for each in found[1:]:
+        assert all(np.array_equal(x, y) for x, y in zip(each, found[0], strict=True))
 
 
 def test_every_linear_layer_and_the_head_go_through_the_two_doors(tiny: tuple[Decoder, CheckpointWeights]) -> None:

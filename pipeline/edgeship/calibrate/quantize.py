@@ -17,6 +17,7 @@ from typing import IO, Literal
 import numpy as np
 
 from edgeship.archs.base import Decoder
+from edgeship.blas import all_cores
 from edgeship.calibrate.statistics import Sums
 from edgeship.calibrate.store import StoredCodes
 from edgeship.calibration import BATCH_TOKENS, CHUNK
@@ -25,7 +26,6 @@ from edgeship.errors import CheckpointError
 from edgeship.progress import Progress
 from edgeship.quant import gptq, search
 from edgeship.reference.arithmetic import Floats
-from edgeship.reference.blas import threads_for
 from edgeship.reference.blocks import DOWN, GATE_UP, OUT, QKV, Batch, Block, Walk, block_bytes, walk_blocks
 from edgeship.reference.weights import EMBED, HEAD, CheckpointWeights, Weights
 from edgeship.tensors import QuantizedRows
@@ -71,7 +71,7 @@ class Calibrator:
             self.progress.note(f"{self.algorithm}: {walk.done} of {self.decoder.layers} blocks were done before")
         self.progress.start((self.decoder.layers - walk.done) * block_bytes(self.decoder), self.algorithm)
         while walk.done < self.decoder.layers:
-            with threads_for(self.decoder.hidden_size):
+            with all_cores():
                 self._block(walk)
             walk.finish_block()
         self.progress.finish()
@@ -169,7 +169,7 @@ class Calibrator:
     def _of_head(self, key: str, walk: Walk) -> Choose:
         """How a table is to be rounded for what the head multiplies behind the blocks that were walked through."""
         sums = Sums(self.decoder.hidden_size, hessian=self._feeds([key]))
-        with threads_for(self.decoder.hidden_size):
+        with all_cores():
             for batch in walk.batches:
                 sums.add(walk.final(batch))
             return self._inputs([key], sums, "head")(key)

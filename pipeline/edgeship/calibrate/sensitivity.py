@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder
+from edgeship.blas import one_thread
 from edgeship.encodings import Encoding
 from edgeship.progress import Progress
 from edgeship.quant import ggml, rtn, search
 from edgeship.reference.arithmetic import Floats, rms_norm
-from edgeship.reference.blas import one_thread
 from edgeship.reference.blocks import SITES, Block, Walk, block_bytes
 from edgeship.reference.weights import EMBED, HEAD, Weights
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder
+from edgeship.blas import add_product, all_cores, product
 from edgeship.progress import Progress
 from edgeship.reference.arithmetic import Floats
 from edgeship.reference.blocks import Walk, walk_blocks
@@ -44,16 +45,16 @@ class Sums:
         if exact is not None:
             away: Floats = exact - x
             if self._through is not None:
-                away = np.asarray(away @ self._through.T, np.float32)
+                away = product(away, self._through.T)
             if self._cross is None:
                 self._cross = np.zeros((away.shape[1], x.shape[1]), np.float32)
             for a in range(0, away.shape[1], STRIPE):
-                self._cross[a : a + STRIPE] += away[:, a : a + STRIPE].T @ x
+                add_product(self._cross[a : a + STRIPE], away[:, a : a + STRIPE].T, x)
         self.count += len(x)
         self._squares += np.einsum("tc,tc->c", x, x, dtype=np.float64)
         if self._products is not None:
             for a in range(0, x.shape[1], STRIPE):  # above the diagonal only: the other half mirrors it
-                self._products[a : a + STRIPE, a:] += x[:, a : a + STRIPE].T @ x[:, a:]
+                add_product(self._products[a : a + STRIPE, a:], x[:, a : a + STRIPE].T, x[:, a:])
 
     def moments(self) -> Moments:
         """The mean squares, `[columns]`."""
@@ -66,7 +67,7 @@ class Sums:
         """
         if self._cross is None:
             return None
-        lacking = rows @ self._cross if self._through is None else self._cross[a : a + len(rows)]
+        lacking = product(rows, self._cross) if self._through is None else self._cross[a : a + len(rows)]
         out: Floats = lacking / np.float32(max(self.count, 1))
         return out
 
@@ -117,8 +118,9 @@ def statistics(
         _save(directory, walk, index, found)
         out |= found
         sums.clear()
-    for batch in walk.batches:
-        see((HEAD,), walk.final(batch))
+    with all_cores():
+        for batch in walk.batches:
+            see((HEAD,), walk.final(batch))
     return out | {HEAD: sums[HEAD,].statistics()}
 
 

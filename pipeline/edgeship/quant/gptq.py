@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeship.blas import add_product, product
 from edgeship.quant.search import choose_scales, round_to
 from edgeship.tensors import QuantizedRows
 
@@ -100,10 +101,10 @@ def factor(a: Floats) -> None:
         if start == 0:
             return
         panel = a[:start, start:end]
-        panel[:] = panel @ np.linalg.inv(corner).T
+        panel[:] = product(np.linalg.inv(corner).astype(np.float32), panel.T).T
         for at in range(0, start, PANEL):
             rows = slice(at, min(at + PANEL, start))
-            a[rows, at:start] -= panel[rows] @ panel[at:].T
+            add_product(a[rows, at:start], -panel[rows], panel[at:].T)
 
 
 def _factor_corner(a: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -129,11 +130,11 @@ def corrected(rows: Floats, lacking: Floats, feedback: Feedback) -> Floats:
     z = np.ascontiguousarray(lacking.T[feedback.order])  # [columns, n]; becomes H^-1 L^T, from U D U^T z = L^T
     spans = [(a, min(a + PANEL, n), inverse) for a, inverse in zip(range(0, n, PANEL), feedback.panels, strict=True)]
     for a, b, inverse in reversed(spans):
-        z[a:b] = inverse @ z[a:b]
-        z[:a] -= upper[:a, a:b] @ z[a:b]
+        z[a:b] = product(inverse, z[a:b])
+        add_product(z[:a].T, -z[a:b].T, upper[:a, a:b].T)
     z /= feedback.errors[:, None]
     for a, b, inverse in spans:
-        z[a:b] = inverse.T @ (z[a:b] - upper[:a, a:b].T @ z[:a])
+        z[a:b] = product(inverse.T, z[a:b] - product(upper[:a, a:b].T, z[:a]))
     out = rows.copy()
     out[:, feedback.order] += z.T
     return out
@@ -158,7 +159,7 @@ def quantize(rows: Floats, feedback: Feedback, bits: int) -> QuantizedRows:
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         for a, inverse in zip(range(0, columns, group), feedback.corners, strict=True):
             b = a + group
-            moved, corner = feedback.upper[:a, a:b].T @ errors[:a], feedback.upper[a:b, a:b]
+            moved, corner = product(feedback.upper[:a, a:b].T, errors[:a]), feedback.upper[a:b, a:b]
             # Where the columns would go if none of the group were rounded: each makes up for the others' moves too.
             free = inverse.T @ moved
             scale = choose_scales(w[a:b] + free, feedback.errors[a:b, None], bits)

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder
+from edgeship.blas import all_cores, product
 from edgeship.progress import Progress, Silent
 from edgeship.reference.arithmetic import Floats, attend, rms_norm, rotate, silu
-from edgeship.reference.blas import threads_for
 from edgeship.reference.weights import EMBED, Weights
 
 CHUNK_WEIGHTS = 1 << 20  # weights widened at a time
@@ -68,7 +68,7 @@ class Block:
 
     def linear(self, name: str, x: Floats) -> Floats:
         """x `[T, in]` through a linear layer, its bias included: `[T, out]`."""
-        out: Floats = x @ self.matrix(name).T
+        out = product(x, self.matrix(name).T)
         bias = f"{self.prefix}{name}.bias"
         if bias in self._shapes:
             out += self.weights.vector(bias)
@@ -258,7 +258,7 @@ def walk_blocks(walk: Walk, see: See | None = None, progress: Progress | None = 
     progress.start((walk.decoder.layers - walk.done) * size, "reference pass")
     while walk.done < walk.decoder.layers:
         index, block = walk.done, walk.block()
-        with threads_for(walk.decoder.hidden_size):
+        with all_cores():
             for i, batch in enumerate(walk.batches):
                 walk.advance(batch, block.forward(walk.hidden(batch), batch.lengths, see))
                 share = (i + 1) * size // len(walk.batches) - i * size // len(walk.batches)

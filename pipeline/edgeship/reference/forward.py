@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder
+from edgeship.blas import one_thread
 from edgeship.reference.arithmetic import attend, rms_norm, rotate, silu
-from edgeship.reference.blas import one_thread
 from edgeship.reference.weights import EMBED, HEAD, Floats, Weights
 
 CHUNK_WEIGHTS = 1 << 19  # weights worked through at a time: 2 MB of float32 stays in cache, and threads meet rarely

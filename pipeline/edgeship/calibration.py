@@ -48,9 +48,14 @@ class Calibration(Frozen):
         return None if given is None else Path(given)
 
     @property
+    def length(self) -> int:
+        """Tokens of a sequence: never more than are to be looked at."""
+        return min(self.sequence, self.tokens)
+
+    @property
     def sequences(self) -> int:
         """How many sequences make up the tokens."""
-        return max(1, self.tokens // self.sequence)
+        return self.tokens // self.length
 
     def resolved(self) -> dict[str, Any]:
         """The section as JSON values, files without their directories."""
@@ -66,9 +71,9 @@ class Calibration(Frozen):
     def memory(self, decoder: Decoder, algorithm: str) -> int:
         """Bytes that writing text and choosing codes take at most; measured from 1.5B to 8B: 3 to 12 % less."""
         d = decoder
-        batch, wide = max(BATCH_TOKENS, self.sequence), max(d.feed_forward, d.hidden_size, d.heads * d.head_dim)
+        batch, wide = max(BATCH_TOKENS, self.length), max(d.feed_forward, d.hidden_size, d.heads * d.head_dim)
         states = 2 * self.tokens * (d.hidden_size + d.heads * d.head_dim)
-        scores = 3 * self.sequence**2 * d.heads // d.kv_heads
+        scores = 3 * self.length**2 * d.heads // d.kv_heads
         matrix = d.hidden_size * d.feed_forward
         # Behind the widest layer: gate, up, down and its cross sums while inputs are summed, then the last two.
         summing = 4 * matrix + batch * 5 * d.feed_forward + scores

@@ -166,10 +166,10 @@ def _of_calibration(plan: Plan) -> Iterator[Conflict]:
     section, algorithm = plan.recipe.calibration, plan.recipe.scheme.algorithm
     if section is not None and section.file is not None and not section.file.is_file():
         yield "calibration", _no_file(section.file)
-    if section is not None and section.sequence > plan.decoder.max_positions:
+    if section is not None and section.length > plan.decoder.max_positions:
         yield (
             "calibration.sequence",
-            f"{section.sequence} is more than the {plan.decoder.max_positions} positions that "
+            f"{section.length} is more than the {plan.decoder.max_positions} positions that "
             f"{plan.decoder.model_type} was made for; lower it",
         )
     if section is not None and not plan.recipe.scheme.calibrates:

@@ -56,7 +56,7 @@ def text_minutes(decoder: Decoder, weights: CheckpointWeights, section: Calibrat
             with timed(head):
                 sampler._draw(run, hidden, section.seed, step)
     each = layers * np.median(block[1:]) + np.median(head[1:])  # the first reads the file
-    return float(each) * section.sequence / 60
+    return float(each) * section.length / 60
 
 
 def codes_minutes(plan: Plan, weights: CheckpointWeights, decoder: Decoder, home: Path) -> float:
@@ -64,7 +64,7 @@ def codes_minutes(plan: Plan, weights: CheckpointWeights, decoder: Decoder, home
     section, keys = plan.recipe.calibration, calibrated(plan)
     assert section is not None
     own = {role.key: keys[role.key] for role in decoder.roles() if role.key in keys}
-    tokens = np.random.default_rng(0).integers(0, decoder.vocab_size, (section.sequences, section.sequence)).tolist()
+    tokens = np.random.default_rng(0).integers(0, decoder.vocab_size, (section.sequences, section.length)).tolist()
     quantize.threads_for = lambda columns: one_thread()  # seconds of work, not of waiting
     spent = list[float]()
     with timed(spent):

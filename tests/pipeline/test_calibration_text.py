@@ -73,6 +73,14 @@ def test_a_long_text_is_taken_from_all_over_and_the_seed_says_where(text: TextSi
     assert firsts[-1] > 3500
 
 
+@pytest.mark.parametrize("tokens", [64, 100, 130])
+def test_no_more_tokens_are_looked_at_than_asked_for(tokens: int, text: TextSide, tmp_path: Path) -> None:
+    file = written(tmp_path / "a", WORDS * 100)
+    found = read_tokens(Calibration(text=file, tokens=tokens, sequence=128), text)
+    assert list(map(len, found)) == [min(tokens, 128)]
+    assert list(map(len, drawn(0, tokens=tokens, sequence=128))) == [min(tokens, 128)]
+
+
 def test_a_tokenizer_that_begins_texts_begins_every_sequence(tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 

@@ -72,7 +72,7 @@ def needed_memory(plan: Plan) -> int:
     if choices is None:
         return 0
     wide = max(d.feed_forward, d.heads * d.head_dim, d.hidden_size)
-    scores = 2 * (plan.recipe.calibration.sequence if plan.recipe.calibration else BATCH_TOKENS) ** 2
+    scores = 2 * (plan.recipe.calibration.length if plan.recipe.calibration else BATCH_TOKENS) ** 2
     active = THREADS * (min(choices.tokens, BATCH_TOKENS) * 5 * wide + scores * d.heads // d.kv_heads + 12 * CHUNK)
     return RESERVED + 4 * (active + 10 * choices.tokens * d.hidden_size) + 5 * block_bytes(d) // 4
 

@@ -40,7 +40,7 @@ def obtain_tokens(
         return _written(plan, section, weights, text, progress, kept, digest)
     found = read_tokens(section, text)
     count = sum(map(len, found))
-    if count < section.sequences * section.sequence:
+    if count < section.sequences * section.length:
         progress.note(f"calibration: {section.file.name} holds {count} tokens of the {section.tokens} asked for")
     return found
 

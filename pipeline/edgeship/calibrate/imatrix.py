@@ -63,14 +63,14 @@ def make_imatrix(
         raise ArtifactError(f"{out}: its directory does not exist.", hint="give --out a file in one that does")
     source = open_checkpoint(*((checkpoint,) if checkpoint else fetch(recipe.source, progress=downloads(progress))))
     plan = plan_checkpoint(recipe, source.config, str(source.path / "config.json"))
-    _require_memory(plan, section.tokens, section.sequence, max_ram)
+    _require_memory(plan, section.tokens, section.length, max_ram)
     roles = plan.decoder.roles()
     adapters = open_adapters(recipe.adapters, plan.decoder)
     weights = CheckpointWeights(merge(account(source, roles), roles, adapters))
     tokens = obtain_tokens(plan, weights, open_text(source, plan), progress)
     found = statistics(plan.decoder, weights, tokens, progress=progress)
     dataset = section.file.name if section.file else "text the model wrote"
-    write_importance(out, found, plan.decoder, dataset=dataset, chunk=section.sequence)
+    write_importance(out, found, plan.decoder, dataset=dataset, chunk=section.length)
     return ImatrixReport(
         file=out,
         matrices=sum(role.part == "body" for role in roles),

@@ -27,7 +27,7 @@ SHORTEST = 16  # tokens of a sequence worth looking at
 
 
 def read_tokens(section: Calibration, text: TextSide) -> Tokens:
-    """Sequences of at most `section.sequence` tokens, as many as the section asks for and its file holds.
+    """Sequences of at most `section.length` tokens, as many as the section asks for and its file holds.
 
     Each begins as the tokenizer begins a text. Raises RecipeError where the file cannot be read, is not what it should
     be, or holds fewer than 16 tokens.
@@ -36,7 +36,7 @@ def read_tokens(section: Calibration, text: TextSide) -> Tokens:
     written = _read(section.file)
     tokenizer = text.tokenizer
     start: list[int] = tokenizer.encode("", add_special_tokens=True).ids if section.text else []
-    length, rng = section.sequence - len(start), np.random.default_rng(section.seed)
+    length, rng = section.length - len(start), np.random.default_rng(section.seed)
     if section.chats:
         chats = list(_render(section.file, written, text))
         ids = [i for chat in rng.permutation(len(chats)) for i in _encode(tokenizer, chats[chat])]

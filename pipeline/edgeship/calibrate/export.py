@@ -15,6 +15,7 @@ from edgeship.calibrate.text import Tokens, conversation_start, digest, read_tok
 from edgeship.calibration import Calibration
 from edgeship.encodings import Encoding
 from edgeship.errors import PlanError
+from edgeship.kept import keep_json, read_json
 from edgeship.plan import Plan
 from edgeship.progress import Progress
 from edgeship.reference.weights import Weights
@@ -56,15 +57,12 @@ def _written(
 ) -> Tokens:
     asked = hashlib.sha256(json.dumps([digest, section.resolved()], sort_keys=True).encode()).hexdigest()[:16]
     file = kept / f"text-{asked}.json" if kept else None
-    if file and file.is_file():
-        found: Tokens = json.loads(file.read_text())
+    found: Tokens | None = read_json(file) if file else None
+    if found:
         return found
     made = sample(plan.decoder, weights, text.tokenizer, section, progress, conversation_start(text))
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        half = file.with_suffix(".half")
-        half.write_text(json.dumps(made))
-        half.replace(file)
+        keep_json(file, made)
     return made
 
 

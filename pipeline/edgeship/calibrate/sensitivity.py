@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder
 from edgeship.encodings import Encoding
+from edgeship.kept import keep_json, read_json
 from edgeship.progress import Progress
 from edgeship.quant import ggml, search
 from edgeship.reference.arithmetic import Floats, rms_norm
@@ -130,14 +131,12 @@ class Probe:
 
     def _kept(self) -> dict[str, float]:
         file = self._file()
-        return dict(json.loads(file.read_text())) if file is not None and file.is_file() else {}
+        return dict(read_json(file) or {}) if file is not None else {}
 
     def _keep(self, found: Mapping[str, float]) -> None:
         file = self._file()
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.with_suffix(".half").write_text(json.dumps(found))
-            file.with_suffix(".half").replace(file)
+            keep_json(file, found)
 
 
 class _Measure:

@@ -1,0 +1,82 @@
+"""What an export keeps of its calibration for another run: whole, or done again."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import exports
+from edgeship import build
+
+OWN = {"tokens": 64, "sequence": 32}
+RECIPES: dict[str, dict[str, Any]] = {
+    "gptq": {"scheme": {"algorithm": "gptq", "embeddings": "int4", "head": "int4"}, "calibration": OWN},
+    "mixed": {"scheme": {"mixed": {"bits_per_weight": 6.5, "tokens": 32}}, "calibration": OWN},
+}
+
+
+def run(checkpoint: Path, out: Path, **given: Any) -> Path:
+    recipe = exports.recipe(**given)
+    return exports.built(recipe, out, recipe.formats, checkpoint=checkpoint)
+
+
+def contents(directory: Path) -> dict[str, str]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def interrupted(*_: object) -> Iterator[None]:
+    raise KeyboardInterrupt
+    yield
+
+
+@pytest.fixture(scope="module")
+def runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, str], Path]]:
+    """By kind of recipe: what an export makes, and what one leaves that is interrupted once all is known."""
+    made = {}
+    for name, given in RECIPES.items():
+        home = tmp_path_factory.mktemp(name)
+        whole = contents(run(small, home / "whole", **given))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "stream", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run(small, home / "cut", **given)
+        made[name] = whole, home / "cut"
+    return made
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda raw: b"",
+    "cut short": lambda raw: raw[: len(raw) // 2],
+    "zeros": lambda raw: bytes(len(raw)),
+}
+KEPT = [
+    ("mixed", "text-*.json"),
+    ("mixed", "states-*.npy"),
+    ("mixed", "statistics-*-0.npz"),
+    ("mixed", "sensitivity-*.json"),
+    ("gptq", "states-*.npy"),
+    ("gptq", "embed.weight.codes"),
+    ("gptq", "layers.0.attn.q.weight.codes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "damage"),
+    [(*kept, damage) for kept in KEPT for damage in DAMAGES if damage != "zeros" or "codes" not in kept[1]],
+)
+def test_what_is_damaged_counts_as_absent(
+    recipe: str, kind: str, damage: str, runs: dict[str, tuple[dict[str, str], Path]], small: Path, tmp_path: Path
+) -> None:
+    whole, cut = runs[recipe]
+    shutil.copytree(cut, tmp_path / "cut")
+    files = list((tmp_path / "cut").rglob(kind))
+    assert files
+    for file in files:
+        file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    assert contents(run(small, tmp_path / "cut", **RECIPES[recipe])) == whole

@@ -22,6 +22,8 @@ from edgeship.reference.blocks import BATCH_TOKENS, block_bytes
 from edgeship.reference.weights import EMBED, HEAD, Weights
 from edgeship.sizes import format_size
 
+ENTRY = 1 << 10  # bytes of the statistics of a tensor beside their values
+
 
 @dataclass(frozen=True)
 class Decided:
@@ -86,6 +88,15 @@ def require_memory(plan: Plan, max_ram: int) -> None:
             f"costs, found {format_size(max_ram)}.",
             hint=f"pass --max-ram {format_size(needed)} or more, or measure on fewer tokens (scheme.mixed.tokens)",
         )
+
+
+def store_bytes(plan: Plan) -> int:
+    """Bytes on the disk that what is kept for another run takes at most."""
+    section, d = plan.recipe.calibration, plan.decoder
+    if section is None or not wanted(plan):
+        return 0
+    states = 4 * section.tokens * d.hidden_size  # behind a block, until those behind the next are there
+    return 2 * states + sum(8 * role.shape[-1] + ENTRY for role in d.roles() if role.part == "body")
 
 
 def _by_ggml(plan: Plan) -> list[str]:

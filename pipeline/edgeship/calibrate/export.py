@@ -22,6 +22,7 @@ from edgeship.reference.weights import Weights
 from edgeship.sizes import format_size
 from edgeship.text import TextSide
 
+ID_BYTES = 8  # that a token takes in a file of text that the model wrote
 STORE = "calibration"
 """The directory of the codes within a partial export; no artifact has it."""
 
@@ -115,10 +116,11 @@ def choose_codes(
 
 
 def store_bytes(plan: Plan) -> int:
-    """Bytes on the disk that the store takes at most."""
+    """Bytes on the disk that the store takes at most, and text that the model writes."""
     section, wanted = plan.recipe.calibration, calibrated(plan)
     if section is None:
         return 0
     codes = sum(t.nbytes("onnx") for t in plan.stored() if t.role.key in wanted)
     widest = 16 * plan.decoder.hidden_size + 8 * plan.decoder.feed_forward
-    return codes + section.tokens * widest if wanted else 0
+    written = 0 if section.file else ID_BYTES * section.tokens
+    return written + (codes + section.tokens * widest if wanted else 0)

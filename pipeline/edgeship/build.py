@@ -20,16 +20,14 @@ from edgeship import __version__, mixing
 from edgeship.calibrate import deciding
 from edgeship.calibrate.export import (
     STORE,
-    calibrated,
     choose_codes,
-    needed_memory,
     obtain_tokens,
     record,
-    require_memory,
     store_bytes,
 )
 from edgeship.calibrate.store import StoredCodes
 from edgeship.calibrate.text import Tokens
+from edgeship.calibrating import calibrated, decides, largest, require_memory, stages
 from edgeship.checkpoint.adapters import merge, open_adapters
 from edgeship.checkpoint.checkpoint import Checkpoint, account, fingerprint, open_checkpoint
 from edgeship.checkpoint.hub import fetch
@@ -158,11 +156,10 @@ def _prepare(
         merged = [{"name": adapter.path.name, "sha256": adapter.sha256} for adapter in adapters]
         plan = replace(plan, recorded={**plan.recorded, "adapters": merged})
     widest = max(t.nbytes // (2 * t.shape[0]) for t in tensors.values())
-    needed = max(DEFAULT_RAM, needed_memory(plan), deciding.needed_memory(plan))
+    needed = max(DEFAULT_RAM, largest(stages(plan)).nbytes)
     max_ram = needed if asked is None else asked
     budget = divide(max_ram, widest, formats=len(formats), heavy=searched)
-    require_memory(plan, max_ram)
-    deciding.require_memory(plan, max_ram)
+    require_memory(stages(plan), max_ram)
     text = open_text(source, plan)
     forms = [draw_up(name, plan, text, source.revision) for name in formats]
     for form in forms:
@@ -173,7 +170,7 @@ def _prepare(
     if recipe.calibration:
         recorded = record(recipe.calibration, calibration)
         plan = replace(plan, recorded={**plan.recorded, "calibration": recorded})
-    if deciding.wanted(plan):
+    if decides(plan):
         plan, importance = _decide(plan, source, CheckpointWeights(tensors), calibration, kept, progress)
         forms = [draw_up(name, plan, text, source.revision) for name in formats]
     return _Work(plan, source, tensors, importance, text, forms, budget, max_ram, gate, calibration)

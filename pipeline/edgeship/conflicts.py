@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeship import mixing
+from edgeship.calibrating import largest, stages
 from edgeship.encodings import ENCODINGS, Encoding, encoding_of
 from edgeship.errors import PlanError
 from edgeship.quant.mixes import FALLBACKS
@@ -208,10 +209,9 @@ def notes(plan: Plan) -> Iterator[str]:
             f"embeddings ({scheme.embeddings}) and head ({scheme.head}) are tied but stored twice, "
             f"since their types differ: {format_size(plan.head.nbytes(next(iter(plan.footprints))))} more"
         )
-    if plan.recipe.calibration is not None and scheme.algorithm != "rtn":
-        needed = format_size(plan.recipe.calibration.memory(d, scheme.algorithm))
-        tokens = plan.recipe.calibration.tokens
-        yield f"{scheme.algorithm} with {tokens} calibration tokens needs --max-ram {needed} or more"
+    most = largest(stages(plan))
+    if most.nbytes:
+        yield f"{most.what} needs --max-ram {format_size(most.nbytes)} or more"
     if "onnx" in plan.formats and plan.rope_positions < d.max_positions:
         yield (
             f"the {'ONNX ' if len(plan.formats) > 1 else ''}artifact runs with a context of up to "

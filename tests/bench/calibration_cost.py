@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script: the tests
 from edgeship import archs, catalog
 from edgeship.archs.base import Decoder
 from edgeship.calibrate import quantize, sampler
-from edgeship.calibrate.export import calibrated, needed_memory
+from edgeship.calibrating import calibrated, largest, stages
 from edgeship.calibration import Calibration
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.memory import peak_rss
@@ -92,7 +92,7 @@ def main() -> None:
         codes = codes_minutes(plan, weights, decoder, Path(home) / "codes") * layers
         peak = peak_rss() - before
         text = text_minutes(decoder, weights, recipe.calibration, layers)
-    section, stated = recipe.calibration, needed_memory(plan)
+    section, stated = recipe.calibration, largest(stages(plan)).nbytes
     print(
         f"{recipe.name}: {section.tokens} tokens, {layers} blocks: text {text:.0f} CPU min, codes {codes:.0f} CPU min"
     )

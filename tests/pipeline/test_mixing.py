@@ -18,6 +18,7 @@ from edgeship import archs, cli, mixing, tiny
 from edgeship.archs.base import Decoder
 from edgeship.calibrate import deciding, statistics
 from edgeship.calibrate.sensitivity import Probe, _Measure
+from edgeship.calibrating import require_memory, stages
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.diff import diff
 from edgeship.errors import PlanError, RecipeError
@@ -161,9 +162,9 @@ def test_ggml_is_looked_for_before_anything_long() -> None:
 
 
 def test_measuring_stays_within_max_ram() -> None:
-    with pytest.raises(PlanError, match="to measure what each tensor of the mixed scheme costs"):
-        deciding.require_memory(planned(bits_per_weight=6), 400 << 20)
-    deciding.require_memory(planned(bits_per_weight=6), 2 << 30)
+    with pytest.raises(PlanError, match="for measuring on 512 tokens what each tensor costs"):
+        require_memory(stages(planned(bits_per_weight=6)), 400 << 20)
+    require_memory(stages(planned(bits_per_weight=6)), 2 << 30)
 
 
 # exports

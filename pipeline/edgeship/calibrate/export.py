@@ -1,4 +1,4 @@
-"""The calibrated part of an export: its tokens, the memory it takes, and the codes it chooses."""
+"""The calibrated part of an export: its tokens, and the codes it chooses."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from edgeship.calibrate.quantize import Calibrator
 from edgeship.calibrate.sampler import sample
 from edgeship.calibrate.store import StoredCodes
 from edgeship.calibrate.text import Tokens, conversation_start, digest, read_tokens
+from edgeship.calibrating import calibrated
 from edgeship.calibration import Calibration
-from edgeship.encodings import Encoding
-from edgeship.errors import PlanError
 from edgeship.kept import keep_json, read_json
 from edgeship.plan import Plan
 from edgeship.progress import Progress
 from edgeship.reference.weights import Weights
-from edgeship.sizes import format_size
 from edgeship.text import TextSide
 
 ID_BYTES = 8  # that a token takes in a file of text that the model wrote
@@ -70,39 +68,6 @@ def _written(
 def record(section: Calibration, tokens: Tokens) -> dict[str, Any]:
     """What the manifest says of the calibration: the recipe's section, the tokens there were, and their digest."""
     return section.resolved() | {"tokens": sum(map(len, tokens)), "sha256": digest(tokens)}
-
-
-def calibrated(plan: Plan) -> dict[str, Encoding]:
-    """The weights whose codes the recipe's algorithm chooses, by role key, with their encodings.
-
-    Tables of 8 bits are not among them: rounding those to nearest costs next to nothing.
-    """
-    if plan.recipe.scheme.algorithm == "rtn":
-        return {}
-    return {
-        t.role.key: t.encoding
-        for t in plan.stored()
-        if t.encoding.on_grid and (t.role.part == "body" or t.encoding.bits == 4)
-    }
-
-
-def needed_memory(plan: Plan) -> int:
-    """Bytes that the calibration takes at most; 0 without."""
-    section, algorithm = plan.recipe.calibration, plan.recipe.scheme.algorithm
-    if section is None:
-        return 0
-    return section.memory(plan.decoder, algorithm) if calibrated(plan) else section.sampling_memory(plan.decoder)
-
-
-def require_memory(plan: Plan, max_ram: int) -> None:
-    """Raises PlanError where the calibration would not stay under `max_ram` bytes."""
-    section, needed = plan.recipe.calibration, needed_memory(plan)
-    if section is not None and needed > max_ram:
-        raise PlanError(
-            f"--max-ram: expected at least {format_size(needed)} for {plan.recipe.scheme.algorithm} with "
-            f"{section.tokens} calibration tokens, found {format_size(max_ram)}.",
-            hint=f"pass --max-ram {format_size(needed)} or more, or none; or look at fewer tokens; or --algorithm rtn",
-        )
 
 
 def choose_codes(

@@ -16,7 +16,7 @@ from typing import IO, Literal
 
 import numpy as np
 
-from edgeship.archs.base import Decoder
+from edgeship.archs.base import Decoder, block_bytes
 from edgeship.calibrate.statistics import Sums
 from edgeship.calibrate.store import StoredCodes
 from edgeship.calibration import BATCH_TOKENS, CHUNK
@@ -26,7 +26,7 @@ from edgeship.progress import Progress
 from edgeship.quant import gptq, search
 from edgeship.reference.arithmetic import Floats
 from edgeship.reference.blas import threads_for
-from edgeship.reference.blocks import DOWN, GATE_UP, OUT, QKV, Batch, Block, Walk, block_bytes
+from edgeship.reference.blocks import DOWN, GATE_UP, OUT, QKV, Batch, Block, Walk
 from edgeship.reference.weights import EMBED, HEAD, Weights
 from edgeship.tensors import QuantizedRows
 

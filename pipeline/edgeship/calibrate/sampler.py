@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from edgeship.archs.base import Decoder
+from edgeship.archs.base import Decoder, block_bytes
 from edgeship.calibration import Calibration
 from edgeship.progress import Progress
 from edgeship.reference.arithmetic import Floats
-from edgeship.reference.blocks import block_bytes
 from edgeship.reference.forward import Pass
 from edgeship.reference.weights import Weights
 

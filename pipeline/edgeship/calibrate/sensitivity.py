@@ -20,20 +20,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeship.archs.base import Decoder
+from edgeship.archs.base import Decoder, block_bytes
+from edgeship.calibration import PROBE_CHUNK as CHUNK
+from edgeship.calibration import PROBE_THREADS as THREADS
 from edgeship.encodings import Encoding
 from edgeship.kept import keep_json, read_json
 from edgeship.progress import Progress
 from edgeship.quant import ggml, search
 from edgeship.reference.arithmetic import Floats, rms_norm
 from edgeship.reference.blas import one_thread
-from edgeship.reference.blocks import SITES, Block, Walk, block_bytes
+from edgeship.reference.blocks import SITES, Block, Walk
 from edgeship.reference.weights import EMBED, HEAD, Weights
 
 Moments = NDArray[np.float64]
 
-CHUNK = 1 << 20  # weights rounded, or multiplied by hidden states in the head, at a time
-THREADS = 4
 NAMES = tuple(name for site in SITES for name in site)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeship.archs.base import Decoder
+from edgeship.archs.base import Decoder, block_bytes
 from edgeship.kept import written_whole
 from edgeship.progress import Progress, Silent
 from edgeship.reference.arithmetic import Floats, attend, rms_norm, rotate, silu
@@ -250,12 +250,6 @@ def _batches(lengths: Sequence[int], most: int) -> Iterator[Batch]:
             first, held = first + sum(held), []
         held.append(length)
     yield Batch(first, first + sum(held), tuple(held))
-
-
-def block_bytes(decoder: Decoder, index: int = 0) -> int:
-    """Bytes of one block's float32 matrices: the unit of progress of a walk."""
-    shapes = [r.shape for r in decoder.roles() if r.key.startswith(f"layers.{index}.") and len(r.shape) == 2]
-    return 4 * sum(rows * columns for rows, columns in shapes)
 
 
 def walk_blocks(walk: Walk, see: See | None = None, progress: Progress | None = None) -> Generator[int, None, None]:

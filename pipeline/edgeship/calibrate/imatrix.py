@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from edgeship.calibrate.export import obtain_tokens
@@ -13,7 +14,8 @@ from edgeship.calibrating import looking, require_memory
 from edgeship.checkpoint.adapters import merge, open_adapters
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.checkpoint.hub import fetch
-from edgeship.errors import ArtifactError, RecipeError
+from edgeship.conflicts import text_conflicts
+from edgeship.errors import ArtifactError, PlanError, RecipeError
 from edgeship.memory import peak_rss
 from edgeship.plan import plan_checkpoint
 from edgeship.progress import Progress, downloads
@@ -21,6 +23,8 @@ from edgeship.quant.importance import write_importance
 from edgeship.recipe import Recipe
 from edgeship.reference.weights import CheckpointWeights
 from edgeship.text import open_text
+
+CHANGE = "change the recipe as listed"
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,12 @@ def make_imatrix(
         )
     if out.exists() and not force:
         raise ArtifactError(f"{out} exists already; nothing was written.", hint="pass --force, or another --out")
-    if not out.parent.is_dir():
-        raise ArtifactError(f"{out}: its directory does not exist.", hint="give --out a file in one that does")
+    _require_writable(out)
     source = open_checkpoint(*((checkpoint,) if checkpoint else fetch(recipe.source, progress=downloads(progress))))
     plan = plan_checkpoint(recipe, source.config, str(source.path / "config.json"))
+    if problems := list(text_conflicts(plan)):
+        listed = "\n".join(f"  - {each}" for each in problems)
+        raise PlanError(f"{recipe.name} cannot be measured on; nothing was written.\n{listed}", hint=CHANGE)
     if max_ram is not None:
         require_memory(looking(section, plan.decoder), max_ram)
     roles = plan.decoder.roles()
@@ -79,3 +85,19 @@ def make_imatrix(
         seconds=round(time.perf_counter() - started, 2),
         peak_rss_mb=round(peak_rss() / 1e6, 1),
     )
+
+
+def _require_writable(out: Path) -> None:
+    """Before the long work: ArtifactError where no file can be made beside `out`, or it is a directory."""
+    if not out.parent.is_dir():
+        raise ArtifactError(f"{out}: its directory does not exist.", hint="give --out a file in one that does")
+    if out.is_dir():
+        raise ArtifactError(f"{out}: expected a file, found a directory.", hint="give --out a file in it")
+    try:
+        with TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ArtifactError(
+            f"{out}: cannot be written: {error.strerror or error}.",
+            hint="give a file in a directory that you may write to",
+        ) from error

@@ -20,16 +20,14 @@ from edgeship import __version__, mixing
 from edgeship.calibrate import deciding
 from edgeship.calibrate.export import (
     STORE,
-    calibrated,
     choose_codes,
-    needed_memory,
     obtain_tokens,
     record,
-    require_memory,
     store_bytes,
 )
 from edgeship.calibrate.store import StoredCodes
 from edgeship.calibrate.text import Tokens
+from edgeship.calibrating import calibrated, decides, largest, require_memory, stages
 from edgeship.checkpoint.adapters import merge, open_adapters
 from edgeship.checkpoint.checkpoint import Checkpoint, account, fingerprint, open_checkpoint
 from edgeship.checkpoint.hub import fetch
@@ -158,22 +156,21 @@ def _prepare(
         merged = [{"name": adapter.path.name, "sha256": adapter.sha256} for adapter in adapters]
         plan = replace(plan, recorded={**plan.recorded, "adapters": merged})
     widest = max(t.nbytes // (2 * t.shape[0]) for t in tensors.values())
-    needed = max(DEFAULT_RAM, needed_memory(plan), deciding.needed_memory(plan))
+    needed = max(DEFAULT_RAM, largest(stages(plan)).nbytes)
     max_ram = needed if asked is None else asked
     budget = divide(max_ram, widest, formats=len(formats), heavy=searched)
-    require_memory(plan, max_ram)
-    deciding.require_memory(plan, max_ram)
+    require_memory(stages(plan), max_ram)
     text = open_text(source, plan)
     forms = [draw_up(name, plan, text, source.revision) for name in formats]
     for form in forms:
         require_size(recipe, f"weights and tokenizer of {form.name}", _least_size(form, text))
-    _check_space(forms, [PartialExport(kept.parent / form.name, "") for form in forms], store_bytes(plan))
+    _check_space(plan, forms, [PartialExport(kept.parent / form.name, "") for form in forms])
     gate = open_gate(recipe.accept, text.tokenizer, source.path, plan.rope_positions)
     calibration = obtain_tokens(plan, CheckpointWeights(tensors), text, progress, kept, _weights_digest(plan, source))
     if recipe.calibration:
         recorded = record(recipe.calibration, calibration)
         plan = replace(plan, recorded={**plan.recorded, "calibration": recorded})
-    if deciding.wanted(plan):
+    if decides(plan):
         plan, importance = _decide(plan, source, CheckpointWeights(tensors), calibration, kept, progress)
         forms = [draw_up(name, plan, text, source.revision) for name in formats]
     return _Work(plan, source, tensors, importance, text, forms, budget, max_ram, gate, calibration)
@@ -248,7 +245,7 @@ def _run(work: _Work, finals: Mapping[str, Path], force: bool, progress: Progres
         partials = [stack.enter_context(PartialExport(finals[f.name], digest, force=force)) for f in work.forms]
         for form, partial in zip(work.forms, partials, strict=True):
             _tell_what_was_found(partial, form, progress)
-        _check_space(work.forms, partials, store_bytes(work.plan))
+        _check_space(work.plan, work.forms, partials)
         digests = _write_weights(work, partials, progress)
         plan, floats = work.plan, CheckpointWeights(work.tensors)
         if work.gate:
@@ -298,10 +295,12 @@ def _tell_what_was_found(partial: PartialExport, form: Format, progress: Progres
         )
 
 
-def _check_space(work: Sequence[Format], partials: Sequence[PartialExport], beside: int) -> None:
-    files = [partial.directory / form.data_file for form, partial in zip(work, partials, strict=True)]
+def _check_space(plan: Plan, forms: Sequence[Format], partials: Sequence[PartialExport]) -> None:
+    stores = (partials[0].final.parent / MEASURED, partials[0].directory / STORE)
+    beside = max(0, store_bytes(plan) + deciding.store_bytes(plan) - sum(map(directory_size, stores)))
+    files = [partial.directory / form.data_file for form, partial in zip(forms, partials, strict=True)]
     held = sum(file.stat().st_blocks * 512 for file in files if file.exists())
-    needed = sum(form.size + SEAL_SPACE for form in work) + beside - held
+    needed = sum(form.size + SEAL_SPACE for form in forms) + beside - held
     free = shutil.disk_usage(partials[0].final.parent).free
     if free < needed:
         raise ResourceError(

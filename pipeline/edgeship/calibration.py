@@ -8,13 +8,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from edgeship.archs.base import Decoder
-from edgeship.memory import RESERVED
-from edgeship.quant.gptq import PANEL
 from edgeship.yaml_model import Frozen, Line
 
 BATCH_TOKENS = 512  # that go through a layer together: at least one sequence
 CHUNK = 1 << 21  # weights quantized at a time
+PROBE_CHUNK = 1 << 20  # weights rounded to measure what it costs, or logits compared, at a time
+PROBE_THREADS = 4
 
 
 class Calibration(Frozen):
@@ -49,30 +48,15 @@ class Calibration(Frozen):
         return None if given is None else Path(given)
 
     @property
+    def length(self) -> int:
+        """Tokens of a sequence: never more than are to be looked at."""
+        return min(self.sequence, self.tokens)
+
+    @property
     def sequences(self) -> int:
         """How many sequences make up the tokens."""
-        return max(1, self.tokens // self.sequence)
+        return self.tokens // self.length
 
     def resolved(self) -> dict[str, Any]:
         """The section as JSON values, files without their directories."""
         return {k: Path(v).name if k in ("text", "chats") and v else v for k, v in self.model_dump().items()}
-
-    def sampling_memory(self, decoder: Decoder) -> int:
-        """Bytes that the model takes to write the text itself, most of them keys and values; 0 with a file."""
-        d = decoder
-        cache = 2 * self.tokens * d.layers * d.kv_heads * d.head_dim  # once more of one layer, while it grows
-        wide = 4 * self.sequences * max(d.feed_forward, d.heads * d.head_dim)
-        return 0 if self.file else RESERVED + 4 * (cache + cache // d.layers + wide + 4 * CHUNK)
-
-    def memory(self, decoder: Decoder, algorithm: str) -> int:
-        """Bytes that writing text and choosing codes take at most; measured from 1.5B to 8B: 3 to 12 % less."""
-        d = decoder
-        batch, wide = max(BATCH_TOKENS, self.sequence), max(d.feed_forward, d.hidden_size, d.heads * d.head_dim)
-        states = 2 * self.tokens * (d.hidden_size + d.heads * d.head_dim)
-        scores = 3 * self.sequence**2 * d.heads // d.kv_heads
-        matrix = d.hidden_size * d.feed_forward
-        # Behind the widest layer: gate, up, down and its cross sums while inputs are summed, then the last two.
-        summing = 4 * matrix + batch * 5 * d.feed_forward + scores
-        choosing = 2 * matrix + 6 * PANEL * wide + 12 * CHUNK
-        hessian = wide * wide if algorithm == "gptq" else 0
-        return max(self.sampling_memory(d), RESERVED + 4 * (states + hessian + max(summing, choosing)))

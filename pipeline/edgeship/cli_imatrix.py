@@ -21,7 +21,9 @@ def imatrix(
         Path | None,
         typer.Option("--checkpoint", metavar="DIR", help="A checkpoint here, in place of the recipe's source."),
     ] = None,
-    max_ram: Annotated[str, typer.Option(metavar="SIZE", help="Memory it stays under.")] = "2GB",
+    max_ram: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory it stays under; else what its calibration needs.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Answer with one JSON object; errors too.")] = False,
 ) -> None:
@@ -39,7 +41,7 @@ def imatrix(
         catalog.find(name),
         checkpoint=checkpoint,
         out=out,
-        max_ram=parse_size(max_ram, "--max-ram"),
+        max_ram=None if max_ram is None else parse_size(max_ram, "--max-ram"),
         force=force,
         progress=progress_for(quiet=as_json),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeship import mixing
+from edgeship.calibrating import largest, stages
 from edgeship.encodings import ENCODINGS, Encoding, encoding_of
 from edgeship.errors import PlanError
 from edgeship.quant.mixes import FALLBACKS
@@ -26,7 +27,16 @@ Conflict = tuple[str, str]
 
 def conflicts(plan: Plan) -> Iterator[str]:
     """What stands in the way of an export, each with what would help, and its line where the recipe is a file's."""
-    for key, text in _conflicts(plan):
+    return _placed(plan, _conflicts(plan))
+
+
+def text_conflicts(plan: Plan) -> Iterator[str]:
+    """The same of the calibration text alone, whatever looks at it."""
+    return _placed(plan, _of_text(plan))
+
+
+def _placed(plan: Plan, found: Iterable[Conflict]) -> Iterator[str]:
+    for key, text in found:
         said = f"{key}: {text}" if key else text
         place = plan.recipe.place(key or "scheme")
         yield str(Problem(place, said)) if place else said
@@ -37,6 +47,7 @@ def _conflicts(plan: Plan) -> Iterator[Conflict]:
     yield from _of_groups(plan)
     yield from _of_mixed(plan)
     yield from _of_importance(plan)
+    yield from _of_text(plan)
     yield from _of_calibration(plan)
     if plan.recipe.accept.repair and plan.recipe.scheme.mixed is not None:
         yield "accept.repair", "a mixed scheme spends its whole budget already; remove repair, and raise the budget"
@@ -168,17 +179,22 @@ def _nothing_guided(plan: Plan) -> bool:
     return all(not t.encoding.quantized or t.encoding.bits == 8 for t in plan.stored())
 
 
+def _of_text(plan: Plan) -> Iterator[Conflict]:
+    """Calibration text that is not there, or that the model cannot take."""
+    section = plan.recipe.calibration
+    if section is not None and section.file is not None and not section.file.is_file():
+        yield "calibration", _no_file(section.file)
+    if section is not None and section.length > plan.decoder.max_positions:
+        yield (
+            "calibration.sequence",
+            f"{section.length} is more than the {plan.decoder.max_positions} positions that "
+            f"{plan.decoder.model_type} was made for; lower it",
+        )
+
+
 def _of_calibration(plan: Plan) -> Iterator[Conflict]:
     """An algorithm without text to look at, text that nothing looks at, and what the two cannot do."""
     section, algorithm = plan.recipe.calibration, plan.recipe.scheme.algorithm
-    if section is not None and section.file is not None and not section.file.is_file():
-        yield "calibration", _no_file(section.file)
-    if section is not None and section.sequence > plan.decoder.max_positions:
-        yield (
-            "calibration.sequence",
-            f"{section.sequence} is more than the {plan.decoder.max_positions} positions that "
-            f"{plan.decoder.model_type} was made for; lower it",
-        )
     if section is not None and not plan.recipe.scheme.calibrates:
         yield (
             "calibration",
@@ -215,10 +231,9 @@ def notes(plan: Plan) -> Iterator[str]:
             f"embeddings ({scheme.embeddings}) and head ({scheme.head}) are tied but stored twice, "
             f"since their types differ: {format_size(plan.head.nbytes(next(iter(plan.footprints))))} more"
         )
-    if plan.recipe.calibration is not None and scheme.algorithm != "rtn":
-        needed = format_size(plan.recipe.calibration.memory(d, scheme.algorithm))
-        tokens = plan.recipe.calibration.tokens
-        yield f"{scheme.algorithm} with {tokens} calibration tokens needs --max-ram {needed} or more"
+    most = largest(stages(plan))
+    if most.nbytes:
+        yield f"{most.what} needs --max-ram {format_size(most.nbytes)} or more"
     if "onnx" in plan.formats and plan.rope_positions < d.max_positions:
         yield (
             f"the {'ONNX ' if len(plan.formats) > 1 else ''}artifact runs with a context of up to "

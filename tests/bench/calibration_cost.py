@@ -25,7 +25,7 @@ from edgeship import archs, catalog
 from edgeship.archs.base import Decoder
 from edgeship.blas import one_thread
 from edgeship.calibrate import quantize, sampler
-from edgeship.calibrate.export import calibrated, needed_memory
+from edgeship.calibrating import calibrated, largest, stages
 from edgeship.calibration import Calibration
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.memory import peak_rss
@@ -56,7 +56,7 @@ def text_minutes(decoder: Decoder, weights: CheckpointWeights, section: Calibrat
             with timed(head):
                 sampler._draw(run, hidden, section.seed, step)
     each = layers * np.median(block[1:]) + np.median(head[1:])  # the first reads the file
-    return float(each) * section.sequence / 60
+    return float(each) * section.length / 60
 
 
 def codes_minutes(plan: Plan, weights: CheckpointWeights, decoder: Decoder, home: Path) -> float:
@@ -64,7 +64,7 @@ def codes_minutes(plan: Plan, weights: CheckpointWeights, decoder: Decoder, home
     section, keys = plan.recipe.calibration, calibrated(plan)
     assert section is not None
     own = {role.key: keys[role.key] for role in decoder.roles() if role.key in keys}
-    tokens = np.random.default_rng(0).integers(0, decoder.vocab_size, (section.sequences, section.sequence)).tolist()
+    tokens = np.random.default_rng(0).integers(0, decoder.vocab_size, (section.sequences, section.length)).tolist()
     quantize.all_cores = one_thread  # seconds of work, not of waiting
     spent = list[float]()
     with timed(spent):
@@ -92,7 +92,7 @@ def main() -> None:
         codes = codes_minutes(plan, weights, decoder, Path(home) / "codes") * layers
         peak = peak_rss() - before
         text = text_minutes(decoder, weights, recipe.calibration, layers)
-    section, stated = recipe.calibration, needed_memory(plan)
+    section, stated = recipe.calibration, largest(stages(plan)).nbytes
     print(
         f"{recipe.name}: {section.tokens} tokens, {layers} blocks: text {text:.0f} CPU min, codes {codes:.0f} CPU min"
     )

@@ -17,6 +17,7 @@ from edgeship import build
 from edgeship.calibrate import export as calibrate_export
 from edgeship.calibrate import quantize
 from edgeship.calibrate.store import CodeWriter
+from edgeship.calibrating import require_memory, stages
 from edgeship.errors import PlanError, ResourceError
 from edgeship.plan import make_plan
 from edgeship.reference.weights import EMBED
@@ -167,9 +168,9 @@ def test_other_calibration_text_is_other_work(
 
 def test_too_little_memory_is_said_before_the_work(small: Path, text: Path, tmp_path: Path) -> None:
     plan = build.plan_checkpoint(exports.recipe(**fields(text)), json.loads((small / "config.json").read_text()))
-    calibrate_export.require_memory(plan, 600 << 20)
+    require_memory(stages(plan), 600 << 20)
     with pytest.raises(PlanError, match=r"--max-ram: expected at least .* for gptq with 256 calibration tokens"):
-        calibrate_export.require_memory(plan, 400 << 20)
+        require_memory(stages(plan), 400 << 20)
 
 
 @pytest.mark.parametrize(

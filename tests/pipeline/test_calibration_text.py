@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,9 @@ from tokenizers import Tokenizer
 import exports
 from checkpoints import CHAT_TEMPLATE, write_checkpoint
 from edgeship import archs
-from edgeship.calibrate import sampler
+from edgeship.calibrate import pieces, sampler
 from edgeship.calibrate import text as calibrate_text
+from edgeship.calibrate.pieces import Pieces
 from edgeship.calibrate.text import conversation_start, digest, read_tokens
 from edgeship.calibration import Calibration
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
@@ -29,6 +34,7 @@ from edgeship.recipe_file import read_recipe
 from edgeship.reference.weights import CheckpointWeights
 from edgeship.text import TextSide, open_text
 from edgeship.tiny import checkpoint_dir
+from edgeship_runtime.chat import ChatTemplate
 
 WORDS = "The cat sat on the mat. The dog sat by the door.\n"
 
@@ -71,6 +77,14 @@ def test_a_long_text_is_taken_from_all_over_and_the_seed_says_where(text: TextSi
     assert firsts == sorted(firsts)
     assert firsts[0] < 500
     assert firsts[-1] > 3500
+
+
+@pytest.mark.parametrize("tokens", [64, 100, 130])
+def test_no_more_tokens_are_looked_at_than_asked_for(tokens: int, text: TextSide, tmp_path: Path) -> None:
+    file = written(tmp_path / "a", WORDS * 100)
+    found = read_tokens(Calibration(text=file, tokens=tokens, sequence=128), text)
+    assert list(map(len, found)) == [min(tokens, 128)]
+    assert list(map(len, drawn(0, tokens=tokens, sequence=128))) == [min(tokens, 128)]
 
 
 def test_a_tokenizer_that_begins_texts_begins_every_sequence(tmp_path: Path) -> None:
@@ -173,8 +187,78 @@ def test_pieces_lose_nothing(content: str, piece: int) -> None:
     finally:
         calibrate_text.PIECE = before
     plain = "".join(c for c in content if c.isascii())
-    assert tokenizer.decode(calibrate_text._encode(tokenizer, plain), skip_special_tokens=False) == plain
+    assert tokenizer.decode(list(calibrate_text._encode(tokenizer, plain)), skip_special_tokens=False) == plain
     assert bool(ids) == bool(content)
+
+
+@given(st.text(st.sampled_from("ab \n\r\ufeff\u2028é🙂"), max_size=80), st.integers(1, 9), st.data())
+def test_a_file_in_pieces_is_the_text_of_the_file(content: str, size: int, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
+        file = Path(home) / "text"
+        file.write_bytes(content.encode())
+        patch.setattr(pieces, "BYTES", size)
+        whole, found = file.read_text(encoding="utf-8-sig"), Pieces(file)
+        assert (len(found), "".join(found)) == (len(whole), whole)
+        for _ in range(5):
+            a, b = data.draw(st.integers(0, 90)), data.draw(st.integers(0, 90))
+            assert found[a:b] == whole[a:b]
+        lines = [whole[a:b] for a, b in calibrate_text._lines(found)]
+        assert lines == [line for line in whole.split("\n") if line.strip()]
+
+
+def test_what_is_not_utf_8_is_found_at_its_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "BYTES", 4)
+    (tmp_path / "text").write_bytes("ab🙂cé".encode() + b"\xf0\x9f" + b"cd")
+    with pytest.raises(UnicodeDecodeError) as error:
+        Pieces(tmp_path / "text")
+    assert error.value.start == 9
+
+
+def test_of_many_conversations_only_those_are_read_that_are_looked_at(
+    text: TextSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(tokens: int) -> list[list[int]]:
+        return read_tokens(Calibration(chats=file, tokens=tokens, sequence=32), text)
+
+    chats = [{"messages": [{"role": "user", "content": f"Count to {i}"}]} for i in range(500)]
+    file, rendered = written(tmp_path / "chats.jsonl", "\n".join(map(json.dumps, chats))), list[int]()
+    render = ChatTemplate.render
+    monkeypatch.setattr(ChatTemplate, "render", lambda *a, **k: rendered.append(1) or render(*a, **k))
+    few = found(64)
+    assert len(rendered) < 8
+    assert found(4096)[:2] == few, "the order is drawn from all of them"
+    assert len(rendered) > 50
+
+
+def test_files_are_looked_at_in_little_memory(tmp_path: Path) -> None:
+    taken = {}
+    made = write_checkpoint(tmp_path / "model")
+    chat = json.dumps({"messages": [{"role": "user", "content": WORDS * 4}]}) + "\n"
+    for kind, content in (("text", WORDS * (1 << 19)), ("chats", chat * (1 << 17))):
+        file = written(tmp_path / kind, content + ("" if kind == "chats" else "🙂"))
+        command = [sys.executable, "-c", READING, str(made), kind, file]
+        paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        taken[kind] = int(subprocess.check_output(command, env=os.environ | paths))
+    assert max(taken.values()) < 20e6, taken
+
+
+READING = """
+import sys
+from pathlib import Path
+import exports
+from edgeship.calibrate.text import read_tokens
+from edgeship.calibration import Calibration
+from edgeship.checkpoint.checkpoint import open_checkpoint
+from edgeship.memory import peak_rss
+from edgeship.plan import plan_checkpoint
+from edgeship.text import open_text
+
+source = open_checkpoint(Path(sys.argv[1]))
+text = open_text(source, plan_checkpoint(exports.recipe(), source.config))
+before = peak_rss()
+read_tokens(Calibration(**{sys.argv[2]: sys.argv[3]}, tokens=512, sequence=64), text)
+print(peak_rss() - before)
+"""
 
 
 # Text the model writes itself

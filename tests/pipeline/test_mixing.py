@@ -16,11 +16,12 @@ from tokenizers import Tokenizer
 from checkpoints import write_checkpoint
 from edgeship import archs, cli, mixing, tiny
 from edgeship.archs.base import Decoder
-from edgeship.calibrate import deciding, statistics
+from edgeship.calibrate import deciding, imatrix, statistics
 from edgeship.calibrate.sensitivity import Probe, _Measure
+from edgeship.calibrating import require_memory, stages
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.diff import diff
-from edgeship.errors import PlanError, RecipeError
+from edgeship.errors import ArtifactError, PlanError, RecipeError
 from edgeship.plan import Plan, make_plan
 from edgeship.progress import Silent
 from edgeship.quant import ggml
@@ -161,9 +162,9 @@ def test_ggml_is_looked_for_before_anything_long() -> None:
 
 
 def test_measuring_stays_within_max_ram() -> None:
-    with pytest.raises(PlanError, match="to measure what each tensor of the mixed scheme costs"):
-        deciding.require_memory(planned(bits_per_weight=6), 400 << 20)
-    deciding.require_memory(planned(bits_per_weight=6), 2 << 30)
+    with pytest.raises(PlanError, match="for measuring on 512 tokens what each tensor costs"):
+        require_memory(stages(planned(bits_per_weight=6)), 400 << 20)
+    require_memory(stages(planned(bits_per_weight=6)), 2 << 30)
 
 
 # exports
@@ -328,6 +329,27 @@ def test_the_imatrix_command_says_what_it_misses(tmp_path: Path, capsys: pytest.
     out.write_bytes(b"mine")
     assert cli.run(["imatrix", mine, "--out", str(out)]) == 8
     assert out.read_bytes() == b"mine"
+
+
+def test_the_imatrix_command_measures_nothing_that_it_could_not_write_or_the_model_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imatrix, "statistics", lambda *_, **__: pytest.fail("measured"))
+    mine, out = tmp_path / "mine.yaml", tmp_path / "im.gguf"
+    mine.write_text("source: {host: local, repo: a/b, path: builtin}\ncalibration: {tokens: 64}\n")
+    out.mkdir()
+    assert cli.run(["imatrix", str(mine), "--out", str(out), "--force"]) == ArtifactError.exit_code
+    assert "expected a file, found a directory" in capsys.readouterr().err
+    out.rmdir()
+    assert cli.run(["imatrix", str(mine), "--out", "/proc/im.gguf"]) == ArtifactError.exit_code
+    assert "/proc/im.gguf: cannot be written" in capsys.readouterr().err
+    mine.write_text("source: {host: local, repo: a/b, path: builtin}\ncalibration: {sequence: 2048}\n")
+    assert cli.run(["imatrix", str(mine), "--out", str(out)]) == PlanError.exit_code
+    assert f"{mine}:2:15: calibration.sequence: 2048 is more than the 1024 positions" in capsys.readouterr().err
+    mine.write_text("source: {host: local, repo: a/b, path: builtin}\ncalibration: {text: none.txt}\n")
+    assert cli.run(["imatrix", str(mine), "--out", str(out)]) == PlanError.exit_code
+    assert "calibration: no such file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [mine]
 
 
 def test_a_choice_in_words() -> None:

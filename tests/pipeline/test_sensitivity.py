@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from checkpoints import write_checkpoint
+from edgeship.archs.base import block_bytes
 from edgeship.calibrate.sensitivity import Probe
 from edgeship.encodings import ENCODINGS, Encoding
 from edgeship.progress import Silent
 from edgeship.quant import rtn
-from edgeship.reference.blocks import block_bytes
 from reference_models import opened
 from tolerances import DIVERGENCE
 

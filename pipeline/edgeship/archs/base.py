@@ -139,6 +139,12 @@ class Decoder:
         return out
 
 
+def block_bytes(decoder: Decoder, index: int = 0) -> int:
+    """Bytes of one block's float32 matrices."""
+    shapes = [r.shape for r in decoder.roles() if r.key.startswith(f"layers.{index}.") and len(r.shape) == 2]
+    return 4 * sum(rows * columns for rows, columns in shapes)
+
+
 MISSING: Any = object()
 
 

@@ -10,17 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeship import mixing
-from edgeship.calibrate.sensitivity import CHUNK, THREADS, Probe
+from edgeship.calibrate.sensitivity import Probe
 from edgeship.calibrate.statistics import Moments, statistics
 from edgeship.calibrate.text import Tokens
+from edgeship.calibrating import by_ggml, decides
 from edgeship.encodings import encoding_of
-from edgeship.errors import PlanError
-from edgeship.memory import RESERVED
 from edgeship.plan import Plan
 from edgeship.progress import Progress
-from edgeship.reference.blocks import BATCH_TOKENS, block_bytes
 from edgeship.reference.weights import EMBED, HEAD, Weights
-from edgeship.sizes import format_size
+
+ENTRY = 1 << 10  # bytes of the statistics of a tensor beside their values
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,11 @@ class Decided:
     chosen: Mapping[str, str] = field(default_factory=dict)  # encodings of a mixed scheme, by name
 
 
-def wanted(plan: Plan) -> bool:
-    """Whether a plan with calibration text has anything to find out from it beside the codes of its algorithm."""
-    if plan.recipe.calibration is None or plan.recipe.imatrix is not None:
-        return False
-    return plan.recipe.scheme.mixed is not None or any(_by_ggml(plan))
-
-
 def may_need_ggml(plan: Plan) -> bool:
     """Whether ggml's quantizer may be called for a tensor, whatever is decided."""
     scheme = plan.recipe.scheme
     types = [encoding_of(name, scheme.group_size) for name in (scheme.mixed.types if scheme.mixed else ())]
-    return any(e.quantized and not e.on_grid for e in types) or (wanted(plan) and scheme.mix is not None)
+    return any(e.quantized and not e.on_grid for e in types) or (decides(plan) and scheme.mix is not None)
 
 
 def decide(plan: Plan, weights: Weights, tokens: Tokens, directory: Path, digest: str, progress: Progress) -> Decided:
@@ -57,7 +49,7 @@ def decide(plan: Plan, weights: Weights, tokens: Tokens, directory: Path, digest
         moments[EMBED] = moments[HEAD]
     importance = {key: each.astype(np.float32) for key, each in moments.items()}
     if choices is None:
-        return Decided({key: importance[key] for key in _by_ggml(plan) if key in importance})
+        return Decided({key: importance[key] for key in by_ggml(plan) if key in importance})
     types = mixing.types_of(choices, decoder, plan.recipe.scheme.group_size)
     shown = _first(tokens, choices.tokens)
     nearest = plan.recipe.scheme.algorithm == "rtn"
@@ -67,37 +59,18 @@ def decide(plan: Plan, weights: Weights, tokens: Tokens, directory: Path, digest
     return Decided({k: v for k, v in importance.items() if chosen.get(k) not in on_grid}, chosen)
 
 
-def needed_memory(plan: Plan) -> int:
-    """Bytes that measuring sensitivity takes at most; 0 where nothing is measured."""
-    d, choices = plan.decoder, plan.recipe.scheme.mixed
-    if choices is None:
+def store_bytes(plan: Plan) -> int:
+    """Bytes on the disk that what is kept for another run takes at most."""
+    section, d = plan.recipe.calibration, plan.decoder
+    if section is None or not decides(plan):
         return 0
-    wide = max(d.feed_forward, d.heads * d.head_dim, d.hidden_size)
-    scores = 2 * (plan.recipe.calibration.sequence if plan.recipe.calibration else BATCH_TOKENS) ** 2
-    active = THREADS * (min(choices.tokens, BATCH_TOKENS) * 5 * wide + scores * d.heads // d.kv_heads + 12 * CHUNK)
-    return RESERVED + 4 * (active + 10 * choices.tokens * d.hidden_size) + 5 * block_bytes(d) // 4
-
-
-def require_memory(plan: Plan, max_ram: int) -> None:
-    """Raises PlanError where measuring sensitivity would not stay under `max_ram` bytes."""
-    needed = needed_memory(plan)
-    if needed > max_ram:
-        raise PlanError(
-            f"--max-ram: expected at least {format_size(needed)} to measure what each tensor of the mixed scheme "
-            f"costs, found {format_size(max_ram)}.",
-            hint=f"pass --max-ram {format_size(needed)} or more, or measure on fewer tokens (scheme.mixed.tokens)",
-        )
+    states = 4 * section.tokens * d.hidden_size  # behind a block, until those behind the next are there
+    return 2 * states + sum(8 * role.shape[-1] + ENTRY for role in d.roles() if role.part == "body")
 
 
 def _seen(moments: Moments) -> Moments:
     """Mean squares that weigh errors: an input that is always zero would erase its weight, so all count alike there."""
     return moments if moments.any() else np.ones_like(moments)
-
-
-def _by_ggml(plan: Plan) -> list[str]:
-    """The tensors whose codes ggml chooses; all that are quantized where a mix of llama.cpp's is asked for."""
-    stored = [t for t in plan.stored() if t.encoding.quantized]
-    return [t.role.key for t in stored if not t.encoding.on_grid or plan.recipe.scheme.mix]
 
 
 def _first(tokens: Sequence[Sequence[int]], count: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""The calibrated part of an export: its tokens, the memory it takes, and the codes it chooses."""
+"""The calibrated part of an export: its tokens, and the codes it chooses."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from edgeship.calibrate.quantize import Calibrator
 from edgeship.calibrate.sampler import sample
 from edgeship.calibrate.store import StoredCodes
 from edgeship.calibrate.text import Tokens, conversation_start, digest, read_tokens
+from edgeship.calibrating import calibrated
 from edgeship.calibration import Calibration
-from edgeship.encodings import Encoding
-from edgeship.errors import PlanError
+from edgeship.kept import keep_json, read_json
 from edgeship.plan import Plan
 from edgeship.progress import Progress
 from edgeship.reference.weights import CheckpointWeights, Weights
-from edgeship.sizes import format_size
 from edgeship.text import TextSide
 
+ID_BYTES = 8  # that a token takes in a file of text that the model wrote
 STORE = "calibration"
 """The directory of the codes within a partial export; no artifact has it."""
 
@@ -40,7 +40,7 @@ def obtain_tokens(
         return _written(plan, section, weights, text, progress, kept, digest)
     found = read_tokens(section, text)
     count = sum(map(len, found))
-    if count < section.sequences * section.sequence:
+    if count < section.sequences * section.length:
         progress.note(f"calibration: {section.file.name} holds {count} tokens of the {section.tokens} asked for")
     return found
 
@@ -56,54 +56,18 @@ def _written(
 ) -> Tokens:
     asked = hashlib.sha256(json.dumps([digest, section.resolved()], sort_keys=True).encode()).hexdigest()[:16]
     file = kept / f"text-{asked}.json" if kept else None
-    if file and file.is_file():
-        found: Tokens = json.loads(file.read_text())
+    found: Tokens | None = read_json(file) if file else None
+    if found:
         return found
     made = sample(plan.decoder, weights, text.tokenizer, section, progress, conversation_start(text))
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        half = file.with_suffix(".half")
-        half.write_text(json.dumps(made))
-        half.replace(file)
+        keep_json(file, made)
     return made
 
 
 def record(section: Calibration, tokens: Tokens) -> dict[str, Any]:
     """What the manifest says of the calibration: the recipe's section, the tokens there were, and their digest."""
     return section.resolved() | {"tokens": sum(map(len, tokens)), "sha256": digest(tokens)}
-
-
-def calibrated(plan: Plan) -> dict[str, Encoding]:
-    """The weights whose codes the recipe's algorithm chooses, by role key, with their encodings.
-
-    Tables of 8 bits are not among them: rounding those to nearest costs next to nothing.
-    """
-    if plan.recipe.scheme.algorithm == "rtn":
-        return {}
-    return {
-        t.role.key: t.encoding
-        for t in plan.stored()
-        if t.encoding.on_grid and (t.role.part == "body" or t.encoding.bits == 4)
-    }
-
-
-def needed_memory(plan: Plan) -> int:
-    """Bytes that the calibration takes at most; 0 without."""
-    section, algorithm = plan.recipe.calibration, plan.recipe.scheme.algorithm
-    if section is None:
-        return 0
-    return section.memory(plan.decoder, algorithm) if calibrated(plan) else section.sampling_memory(plan.decoder)
-
-
-def require_memory(plan: Plan, max_ram: int) -> None:
-    """Raises PlanError where the calibration would not stay under `max_ram` bytes."""
-    section, needed = plan.recipe.calibration, needed_memory(plan)
-    if section is not None and needed > max_ram:
-        raise PlanError(
-            f"--max-ram: expected at least {format_size(needed)} for {plan.recipe.scheme.algorithm} with "
-            f"{section.tokens} calibration tokens, found {format_size(max_ram)}.",
-            hint=f"pass --max-ram {format_size(needed)} or more, or none; or look at fewer tokens; or --algorithm rtn",
-        )
 
 
 def choose_codes(
@@ -119,10 +83,11 @@ def choose_codes(
 
 
 def store_bytes(plan: Plan) -> int:
-    """Bytes on the disk that the store takes at most."""
+    """Bytes on the disk that the store takes at most, and text that the model writes."""
     section, wanted = plan.recipe.calibration, calibrated(plan)
     if section is None:
         return 0
     codes = sum(t.nbytes("onnx") for t in plan.stored() if t.role.key in wanted)
     widest = 16 * plan.decoder.hidden_size + 8 * plan.decoder.feed_forward
-    return codes + section.tokens * widest if wanted else 0
+    written = 0 if section.file else ID_BYTES * section.tokens
+    return written + (codes + section.tokens * widest if wanted else 0)

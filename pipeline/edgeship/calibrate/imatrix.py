@@ -5,23 +5,26 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from edgeship.calibrate.export import obtain_tokens
 from edgeship.calibrate.statistics import statistics
+from edgeship.calibrating import looking, require_memory
 from edgeship.checkpoint.adapters import merge, open_adapters
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.checkpoint.hub import fetch
+from edgeship.conflicts import text_conflicts
 from edgeship.errors import ArtifactError, PlanError, RecipeError
-from edgeship.memory import RESERVED, peak_rss
-from edgeship.plan import Plan, plan_checkpoint
+from edgeship.memory import peak_rss
+from edgeship.plan import plan_checkpoint
 from edgeship.progress import Progress, downloads
 from edgeship.quant.importance import write_importance
 from edgeship.recipe import Recipe
-from edgeship.reference.blocks import BATCH_TOKENS, block_bytes
 from edgeship.reference.weights import CheckpointWeights
-from edgeship.sizes import format_size
 from edgeship.text import open_text
+
+CHANGE = "change the recipe as listed"
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,13 @@ class ImatrixReport:
 
 
 def make_imatrix(
-    recipe: Recipe, *, checkpoint: Path | None, out: Path, max_ram: int, force: bool, progress: Progress
+    recipe: Recipe, *, checkpoint: Path | None, out: Path, max_ram: int | None, force: bool, progress: Progress
 ) -> ImatrixReport:
     """Measure the inputs of every linear layer on the recipe's calibration text and write them to the file `out`.
 
-    `checkpoint` replaces the recipe's source; `max_ram` is in bytes. Raises RecipeError without calibration text,
-    ArtifactError where the file exists or cannot be written, and EdgeshipError as an export does.
+    `checkpoint` replaces the recipe's source; `max_ram` is in bytes, None: whatever it takes. Raises RecipeError
+    without calibration text, ArtifactError where the file exists or cannot be written, and EdgeshipError as an export
+    does.
     """
     started, section = time.perf_counter(), recipe.calibration
     if recipe.exporter != "native":
@@ -59,18 +63,21 @@ def make_imatrix(
         )
     if out.exists() and not force:
         raise ArtifactError(f"{out} exists already; nothing was written.", hint="pass --force, or another --out")
-    if not out.parent.is_dir():
-        raise ArtifactError(f"{out}: its directory does not exist.", hint="give --out a file in one that does")
+    _require_writable(out)
     source = open_checkpoint(*((checkpoint,) if checkpoint else fetch(recipe.source, progress=downloads(progress))))
     plan = plan_checkpoint(recipe, source.config, str(source.path / "config.json"))
-    _require_memory(plan, section.tokens, section.sequence, max_ram)
+    if problems := list(text_conflicts(plan)):
+        listed = "\n".join(f"  - {each}" for each in problems)
+        raise PlanError(f"{recipe.name} cannot be measured on; nothing was written.\n{listed}", hint=CHANGE)
+    if max_ram is not None:
+        require_memory(looking(section, plan.decoder), max_ram)
     roles = plan.decoder.roles()
     adapters = open_adapters(recipe.adapters, plan.decoder)
     weights = CheckpointWeights(merge(account(source, roles), roles, adapters))
     tokens = obtain_tokens(plan, weights, open_text(source, plan), progress)
     found = statistics(plan.decoder, weights, tokens, progress=progress)
     dataset = section.file.name if section.file else "text the model wrote"
-    write_importance(out, found, plan.decoder, dataset=dataset, chunk=section.sequence)
+    write_importance(out, found, plan.decoder, dataset=dataset, chunk=section.length)
     return ImatrixReport(
         file=out,
         matrices=sum(role.part == "body" for role in roles),
@@ -80,14 +87,17 @@ def make_imatrix(
     )
 
 
-def _require_memory(plan: Plan, tokens: int, sequence: int, max_ram: int) -> None:
-    d, batch = plan.decoder, max(BATCH_TOKENS, sequence)
-    wide = max(d.feed_forward, d.hidden_size, d.heads * d.head_dim)
-    active = 6 * batch * wide + 3 * sequence**2 * d.heads // d.kv_heads + tokens * d.hidden_size
-    needed = RESERVED + block_bytes(d) + 4 * active
-    if needed > max_ram:
-        raise PlanError(
-            f"--max-ram: expected at least {format_size(needed)} for one block of the model and {tokens} tokens, "
-            f"found {format_size(max_ram)}.",
-            hint=f"pass --max-ram {format_size(needed)} or more, or look at fewer tokens",
-        )
+def _require_writable(out: Path) -> None:
+    """Before the long work: ArtifactError where no file can be made beside `out`, or it is a directory."""
+    if not out.parent.is_dir():
+        raise ArtifactError(f"{out}: its directory does not exist.", hint="give --out a file in one that does")
+    if out.is_dir():
+        raise ArtifactError(f"{out}: expected a file, found a directory.", hint="give --out a file in it")
+    try:
+        with TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ArtifactError(
+            f"{out}: cannot be written: {error.strerror or error}.",
+            hint="give a file in a directory that you may write to",
+        ) from error

@@ -16,7 +16,7 @@ from typing import IO, Literal
 
 import numpy as np
 
-from edgeship.archs.base import Decoder
+from edgeship.archs.base import Decoder, block_bytes
 from edgeship.blas import all_cores
 from edgeship.calibrate.statistics import Sums
 from edgeship.calibrate.store import StoredCodes
@@ -26,7 +26,7 @@ from edgeship.errors import CheckpointError
 from edgeship.progress import Progress
 from edgeship.quant import gptq, search
 from edgeship.reference.arithmetic import Floats
-from edgeship.reference.blocks import DOWN, GATE_UP, OUT, QKV, Batch, Block, Walk, block_bytes, walk_blocks
+from edgeship.reference.blocks import DOWN, GATE_UP, OUT, QKV, Batch, Block, Walk, walk_blocks
 from edgeship.reference.weights import EMBED, HEAD, CheckpointWeights, Weights
 from edgeship.tensors import QuantizedRows
 
@@ -67,6 +67,8 @@ class Calibrator:
         walk = Walk(
             self.decoder, seen, self.tokens, batch_tokens=BATCH_TOKENS, copies=self._copies, directory=self.directory
         )
+        if not all(self.stored(key).whole for key in self._of_blocks(walk.done)):
+            walk.start_over()
         if walk.done:
             self.progress.note(f"{self.algorithm}: {walk.done} of {self.decoder.layers} blocks were done before")
         self.progress.start((self.decoder.layers - walk.done) * block_bytes(self.decoder), self.algorithm)
@@ -83,6 +85,11 @@ class Calibrator:
         """Where a weight's codes are kept."""
         rows, columns = self._shapes[key]
         return StoredCodes(self.directory / f"{key}.codes", self.encodings[key], (rows, columns))
+
+    def _of_blocks(self, count: int) -> list[str]:
+        """The keys of the weights of so many first blocks."""
+        prefixes = tuple(f"layers.{index}." for index in range(count))
+        return [key for key in self.encodings if key.startswith(prefixes)]
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from edgeship.archs.base import Decoder
+from edgeship.archs.base import Decoder, block_bytes
 from edgeship.calibration import Calibration
 from edgeship.progress import Progress
 from edgeship.reference.arithmetic import Floats
-from edgeship.reference.blocks import block_bytes
 from edgeship.reference.forward import Pass
 from edgeship.reference.weights import Weights
 
@@ -32,7 +31,7 @@ def sample(
     progress: Progress,
     conversation: Sequence[int] = (),
 ) -> list[list[int]]:
-    """Sequences of `section.sequence` tokens, as many as make up `section.tokens`, drawn by its seed.
+    """Sequences of `section.length` tokens, as many as make up `section.tokens`, drawn by its seed.
 
     Every second one begins with the tokens of `conversation`, if there are any.
     """
@@ -45,7 +44,7 @@ def sample(
     if conversation:
         out[::2] = [list(conversation) for _ in out[::2]]
     size = decoder.layers * block_bytes(decoder)
-    steps = section.sequence - min(map(len, out))
+    steps = section.length - min(map(len, out))
     progress.start(steps * size, "the model writes calibration text")
     with Pass(decoder, weights, count, capacity=max(map(len, out)) + steps) as run:
         new: Sequence[Sequence[int]] = out
@@ -58,7 +57,7 @@ def sample(
                 sequence.extend(each)
             progress.advance(size, f"token {step + 1} of {steps}")
     progress.finish()
-    return [sequence[: section.sequence] for sequence in out]
+    return [sequence[: section.length] for sequence in out]
 
 
 def _draw(run: Pass, hidden: Floats, seed: int, step: int) -> NDArray[np.int64]:

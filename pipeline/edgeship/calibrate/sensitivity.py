@@ -20,19 +20,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeship.archs.base import Decoder
+from edgeship.archs.base import Decoder, block_bytes
 from edgeship.blas import one_thread
+from edgeship.calibration import PROBE_CHUNK as CHUNK
+from edgeship.calibration import PROBE_THREADS as THREADS
 from edgeship.encodings import Encoding
+from edgeship.kept import keep_json, read_json
 from edgeship.progress import Progress
 from edgeship.quant import ggml, rtn, search
 from edgeship.reference.arithmetic import Floats, rms_norm
-from edgeship.reference.blocks import SITES, Block, Walk, block_bytes
+from edgeship.reference.blocks import SITES, Block, Walk
 from edgeship.reference.weights import EMBED, HEAD, Weights
 
 Moments = NDArray[np.float64]
 
-CHUNK = 1 << 20  # weights rounded, or multiplied by hidden states in the head, at a time
-THREADS = 4
 NAMES = tuple(name for site in SITES for name in site)
 
 
@@ -133,14 +134,12 @@ class Probe:
 
     def _kept(self) -> dict[str, float]:
         file = self._file()
-        return dict(json.loads(file.read_text())) if file is not None and file.is_file() else {}
+        return dict(read_json(file) or {}) if file is not None else {}
 
     def _keep(self, found: Mapping[str, float]) -> None:
         file = self._file()
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.with_suffix(".half").write_text(json.dumps(found))
-            file.with_suffix(".half").replace(file)
+            keep_json(file, found)
 
 
 class _Measure:
@@ -148,19 +147,19 @@ class _Measure:
 
     def __init__(self, probe: Probe, pool: ThreadPoolExecutor) -> None:
         self._probe, self._pool = probe, pool
-        self._reference = self._from(0, [probe._walk.states])[0]
+        self._reference = self._from(0, [probe._walk.states.copy()])[0]
 
     def block(self, index: int, states: Floats, names: Sequence[str]) -> tuple[Floats, dict[str, Floats]]:
         """Hidden states `[N, D]` behind a block; and those at the end with each of its named layers rounded."""
-        block, behind = self._block(index), dict[str, Floats]()
+        block, behind = self._block(index), list[Floats]()
         for name in names:
             key, matrix = block.key(name), block.matrix(name)
             block.replace(name, self._rounded(key, matrix))
-            behind[name] = self._through(block, states)
+            behind.append(self._through(block, states, np.empty_like(states)))
             block.replace(name, matrix)
-        after = self._through(block, states)
+        after = self._through(block, states, np.empty_like(states))
         block.release(NAMES)
-        return after, dict(zip(behind, self._from(index + 1, list(behind.values())), strict=True))
+        return after, dict(zip(names, self._from(index + 1, behind), strict=True))
 
     def table(self, key: str) -> float:
         """The divergence with the embedding (and with it a tied head), or with the head, rounded."""
@@ -178,7 +177,7 @@ class _Measure:
         if not others:
             return []
         weights, (vocabulary, columns) = self._probe.weights, self._probe.shapes[EMBED]
-        inputs, step = self._reference.T, max(1, CHUNK // columns)
+        inputs, step = self._reference.T, max(1, CHUNK // max(columns, len(self._reference)))
         base, sums = _LogSum(len(self._reference)), [_LogSum(len(end)) for _, end in others]
         cross = [np.zeros(len(self._reference)) for _ in others]
         for a in range(0, vocabulary, step):
@@ -197,16 +196,19 @@ class _Measure:
             list(self._pool.map(compare, range(len(others))))
         return [float(np.mean(c / base.sums - base.logs() + s.logs())) for c, s in zip(cross, sums, strict=True)]
 
-    def _from(self, index: int, states: Sequence[Floats]) -> list[Floats]:
-        """What the head multiplies, `[N, D]`, for each of these states in front of block `index`."""
+    def _from(self, index: int, states: list[Floats]) -> list[Floats]:
+        """What the head multiplies, `[N, D]`, for each of these states in front of block `index`; they become it."""
         d, weights = self._probe.decoder, self._probe.weights
         for i in range(index, d.layers if states else index):
             block = self._block(i)
-            states = list(self._pool.map(lambda s, b=block: self._through(b, s), states))
+            list(self._pool.map(lambda s, b=block: self._through(b, s, s), states))
             block.release(NAMES)
             self._probe.progress.advance(block_bytes(d), f"block {i}")
         gain = weights.vector("norm.weight")
-        return [rms_norm(s, gain, d.norm_eps) for s in states]
+        for each in states:
+            for batch in self._probe._walk.batches:
+                each[batch.a : batch.b] = rms_norm(each[batch.a : batch.b], gain, d.norm_eps)
+        return states
 
     def _rounded(self, key: str, matrix: Floats) -> Floats:
         """A whole matrix `[out, in]` in the smallest of its types."""
@@ -221,8 +223,8 @@ class _Measure:
             block.matrix(name)
         return block
 
-    def _through(self, block: Block, states: Floats) -> Floats:
-        out = np.empty_like(states)
+    def _through(self, block: Block, states: Floats, out: Floats) -> Floats:
+        """Hidden states `[N, D]` behind a block, written to `out`, which may be `states`."""
         for batch in self._probe._walk.batches:
             out[batch.a : batch.b] = block.forward(states[batch.a : batch.b], batch.lengths)
         return out

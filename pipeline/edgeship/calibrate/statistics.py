@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder
 from edgeship.blas import add_product, all_cores, product
+from edgeship.kept import written_whole
 from edgeship.progress import Progress
 from edgeship.reference.arithmetic import Floats
 from edgeship.reference.blocks import Walk, walk_blocks
@@ -105,6 +107,9 @@ def statistics(
     """
     walk = Walk(decoder, weights, tokens, directory=directory, digest=digest)
     out = _load(directory, walk)
+    if out is None:
+        walk.start_over()
+        out = {}
     sums: dict[tuple[str, ...], Sums] = {}
 
     def see(keys: Sequence[str], x: Floats) -> None:
@@ -136,20 +141,28 @@ def _save(directory: Path | None, walk: Walk, index: int, found: Mapping[str, St
         arrays[f"{key} moments"], arrays[f"{key} count"] = each.second_moments, np.asarray(each.count)
         if each.hessian is not None:
             arrays[f"{key} hessian"] = each.hessian
-    kept = _file(directory, walk, index)
-    with open(kept.with_suffix(".half"), "wb") as file:
+    with written_whole(_file(directory, walk, index)) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes its other parameter for one of these
-    kept.with_suffix(".half").replace(kept)
 
 
-def _load(directory: Path | None, walk: Walk) -> dict[str, Statistics]:
+def _load(directory: Path | None, walk: Walk) -> dict[str, Statistics] | None:
+    """The statistics of the blocks that the walk has behind it; None where some cannot be read."""
+    out: dict[str, Statistics] = {}
+    try:
+        for index in range(walk.done) if directory is not None else ():
+            assert directory is not None
+            out |= _read(_file(directory, walk, index))
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+        return None
+    return out
+
+
+def _read(file: Path) -> dict[str, Statistics]:
     out = {}
-    for index in range(walk.done) if directory is not None else ():
-        assert directory is not None
-        with np.load(_file(directory, walk, index)) as arrays:
-            for name in arrays.files:
-                key, what = name.split(" ")
-                if what == "moments":
-                    hessian = arrays[f"{key} hessian"] if f"{key} hessian" in arrays.files else None
-                    out[key] = Statistics(arrays[name], int(arrays[f"{key} count"]), hessian)
+    with np.load(file) as arrays:
+        for name in arrays.files:
+            key, what = name.split(" ")
+            if what == "moments":
+                hessian = arrays[f"{key} hessian"] if f"{key} hessian" in arrays.files else None
+                out[key] = Statistics(arrays[name], int(arrays[f"{key} count"]), hessian)
     return out

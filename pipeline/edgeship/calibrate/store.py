@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeship.encodings import Encoding
+from edgeship.kept import written_whole
 from edgeship.tensors import QuantizedRows
 
 
@@ -40,8 +41,8 @@ class StoredCodes:
 
     @property
     def whole(self) -> bool:
-        """Whether the file is there; it appears under its name only when it is whole."""
-        return self.path.is_file()
+        """Whether the file is there, and as long as it should be."""
+        return self.path.is_file() and self.path.stat().st_size == self.nbytes
 
     def rows(self, a: int, b: int) -> QuantizedRows:
         """Rows `[a, b)`; safe from several threads."""
@@ -59,11 +60,8 @@ class StoredCodes:
     @contextmanager
     def writing(self) -> Iterator[CodeWriter]:
         """Write all rows, in any order; the file takes its name when the block ends without an error."""
-        half = self.path.with_suffix(".half")
-        with open(half, "wb") as file:
+        with written_whole(self.path) as file:
             yield CodeWriter(self, file.fileno())
-            os.fsync(file.fileno())
-        half.replace(self.path)
 
 
 @dataclass(frozen=True)

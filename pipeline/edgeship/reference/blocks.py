@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeship.archs.base import Decoder
+from edgeship.archs.base import Decoder, block_bytes
 from edgeship.blas import all_cores, product
+from edgeship.kept import written_whole
 from edgeship.progress import Progress, Silent
 from edgeship.reference.arithmetic import Floats, attend, rms_norm, rotate, silu
 from edgeship.reference.weights import EMBED, Weights
@@ -165,13 +165,13 @@ class Walk:
         self.decoder, self.weights = decoder, weights
         self.batches = tuple(_batches([len(t) for t in tokens], batch_tokens))
         self.done = 0  # blocks
-        ids = np.concatenate([np.asarray(t, np.int64) for t in tokens])
-        self._directory = directory
+        self._ids = ids = np.concatenate([np.asarray(t, np.int64) for t in tokens])
+        self._copies, self._directory = copies, directory
         self.digest = hashlib.sha256(
             f"{digest} {copies} {[len(t) for t in tokens]}".encode() + ids.tobytes()
         ).hexdigest()[:16]
         kept = self._resume()
-        self._states: Floats = np.stack([self._embed(ids)] * copies) if kept is None else kept  # [copies, N, D]
+        self._states: Floats = self._embed(ids) if kept is None else kept  # [copies, N, D]
 
     def block(self) -> Block:
         """The next block."""
@@ -197,13 +197,16 @@ class Walk:
         self.done += 1
         if self._directory is None:
             return
-        kept = self._file(self.done)
-        half = kept.with_suffix(".half")
-        with open(half, "wb") as file:
-            np.save(file, self._states)
-            os.fsync(file.fileno())
-        half.replace(kept)
+        with written_whole(self._file(self.done)) as file:
+            # As np.save does, which does not say that a disk is full.
+            header = np.lib.format.header_data_from_array_1_0(self._states)
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(self._states.data)
         self._file(self.done - 1).unlink(missing_ok=True)
+
+    def start_over(self) -> None:
+        """Back to the first block, where what else was kept of the others is not there."""
+        self.done, self._states = 0, self._embed(self._ids)
 
     def final(self, batch: Batch) -> Floats:
         """What the head multiplies, `[T, D]`, once all blocks are done."""
@@ -217,11 +220,13 @@ class Walk:
     def _resume(self) -> Floats | None:
         if self._directory is None:
             return None
-        self._directory.mkdir(parents=True, exist_ok=True)
         for done in range(self.decoder.layers, 0, -1):
-            if self._file(done).is_file():
-                self.done = done
+            try:
                 states: Floats = np.load(self._file(done))
+            except (OSError, ValueError, EOFError):
+                continue  # not there, or damaged
+            if states.shape == (self._copies, len(self._ids), self.decoder.hidden_size):
+                self.done = done
                 return states
         return None
 
@@ -229,9 +234,10 @@ class Walk:
         outside = ids[(ids < 0) | (ids >= self.decoder.vocab_size)]
         if outside.size:
             raise ValueError(f"token id {outside[0]} is outside the vocabulary of {self.decoder.vocab_size}")
-        out = np.empty((len(ids), self.decoder.hidden_size), np.float32)
-        for row, token in zip(out, ids, strict=True):
+        out = np.empty((self._copies, len(ids), self.decoder.hidden_size), np.float32)
+        for row, token in zip(out[0], ids, strict=True):
             row[:] = self.weights.weights(EMBED, token, token + 1)[0]
+        out[1:] = out[0]
         return out
 
 
@@ -244,12 +250,6 @@ def _batches(lengths: Sequence[int], most: int) -> Iterator[Batch]:
             first, held = first + sum(held), []
         held.append(length)
     yield Batch(first, first + sum(held), tuple(held))
-
-
-def block_bytes(decoder: Decoder, index: int = 0) -> int:
-    """Bytes of one block's float32 matrices: the unit of progress of a walk."""
-    shapes = [r.shape for r in decoder.roles() if r.key.startswith(f"layers.{index}.") and len(r.shape) == 2]
-    return 4 * sum(rows * columns for rows, columns in shapes)
 
 
 def walk_blocks(walk: Walk, see: See | None = None, progress: Progress | None = None) -> Generator[int, None, None]:

@@ -164,7 +164,7 @@ def run(environment: Environment, worker: str, request: Mapping[str, Any], progr
                     worker,
                     str(asked),
                 ],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # however this process ends, it closes, and the worker ends too
                 stdout=subprocess.PIPE,
                 stderr=None if os.environ.get("EDGESHIP_DEBUG") else errors,
                 cwd=scratch,
@@ -222,8 +222,9 @@ def _end(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    if process.stdout:
-        process.stdout.close()
+    for stream in (process.stdin, process.stdout):
+        if stream:
+            stream.close()
 
 
 def _failure(name: str, code: int, log: Path) -> ExporterError | ResourceError:

@@ -55,6 +55,7 @@ class Environment:
     name: str
     directory: Path
     shared: bool = False  # with edgeship
+    scratch: Path | None = None  # where workers work, else in a directory for temporary files
 
     @property
     def python(self) -> Path:
@@ -152,7 +153,7 @@ def run(environment: Environment, worker: str, request: Mapping[str, Any], progr
 
     Raises ExporterError for what it refuses or where it fails, ResourceError where the system ended it.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="edgeship-", dir=environment.scratch) as scratch:
         asked, log = Path(scratch) / "request.json", Path(scratch) / "log"
         asked.write_text(json.dumps(request), encoding="utf-8")
         with log.open("wb") as errors:

@@ -1,4 +1,4 @@
-"""An export through another exporter that is really killed: its worker ends with it."""
+"""An export through another exporter that is really killed: its worker ends, and nothing is left that stays."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from checkpoints import write_safetensors
+from edgeship import exporters
+from edgeship.progress import Silent
+from edgeship.recipe_file import read_recipe
 from encoders import SIZE, WORDS, modules, write_files, write_words
 from exporter_standin import stand_in
 from tolerances import CUT_SHORT_SECONDS
@@ -63,13 +66,23 @@ def lives(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_the_worker_ends_with_it(running: subprocess.Popen[bytes], tmp_path: Path, number: signal.Signals) -> None:
+def test_the_worker_ends_with_it(
+    running: subprocess.Popen[bytes], tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert all(lives(pid) for pid in pids)
     os.kill(running.pid, number)
     code = running.wait(CUT_SHORT_SECONDS)
     until(lambda: not any(lives(pid) for pid in pids))
+    assert not list((tmp_path / "scratch").iterdir())
     if number != signal.SIGKILL:
         assert code == 128 + number
         assert not (tmp_path / "out").exists()
-        assert not list((tmp_path / "scratch").iterdir())
+        return
+    assert code == -number
+    left = {path.name for path in (tmp_path / "out" / "mine").iterdir()}
+    assert left == {".onnx.partial", ".onnx.journal", ".onnx.scratch"}
+    stand_in(tmp_path / "environments", "optimum", monkeypatch)
+    recipe = read_recipe(tmp_path / "mine.yaml")
+    exporters.export(recipe, checkpoint=tmp_path / "checkpoint", out=tmp_path / "out", force=False, progress=Silent())
+    assert {path.name for path in (tmp_path / "out" / "mine").iterdir()} == {"onnx"}

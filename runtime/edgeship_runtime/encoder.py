@@ -179,6 +179,9 @@ class Encoder(Model):
         if batch_size < 1 or not all(isinstance(text, str) for text in texts):
             raise UsageError("expected texts, and a batch size of 1 or more")
         tokens = [cast(Tokenizer, self.tokenizer).tokens(text) for text in texts]
+        for number, each in enumerate(tokens, 1):
+            if not each.ids:
+                raise no_tokens(number)
         order = sorted(range(len(texts)), key=lambda place: len(tokens[place].ids))
         found: list[Any] = [None] * len(texts)
         for start in range(0, len(order), batch_size):
@@ -198,6 +201,11 @@ class Encoder(Model):
 
     def _other(self, what: str) -> UsageError:
         return UsageError(f"{self.manifest.name} {what}: it is for {self.manifest.model.task}")
+
+
+def no_tokens(number: int) -> UsageError:
+    """Why a text, counted from 1, has no answer."""
+    return UsageError(f"text {number} has no tokens", hint="leave it out")
 
 
 class EncoderEngine:

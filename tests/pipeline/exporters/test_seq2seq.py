@@ -99,7 +99,9 @@ def test_graphs_that_answer_otherwise_fail(export: Any) -> None:
     assert "cosine to the float model" in found.failures[0]
 
 
-@pytest.mark.parametrize("change", [{"values": "?"}, {"values": "AAA="}, {"top_ids": [1]}, {"answer_ids": []}])
+@pytest.mark.parametrize(
+    "change", [{"values": "?"}, {"values": "AAA="}, {"top_ids": [1]}, {"answer_ids": []}, {"token_ids": []}]
+)
 def test_damaged_golden_values_are_refused(export: Any, change: dict[str, Any]) -> None:
     directory = export()
     golden = json.loads((directory / GOLDEN).read_text())

@@ -162,3 +162,19 @@ def test_the_command_says_what_to_do_with_it(export: Any, tmp_path: Path, capsys
     assert "edgeship-runtime verify" in capsys.readouterr().out
     assert cli.run(["evaluate", str(out / "mine"), "--reference", str(tmp_path / "checkpoint")]) == 2
     assert "found one for text2text-generation" in capsys.readouterr().err
+
+
+def test_it_is_validated_without_a_measurement(
+    export: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = export()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    capsys.readouterr()
+    assert cli.run(["validate", str(directory), "--device", "local", "--threads", "1", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    report = result["report"]
+    assert report["verdict"] == "pass"
+    assert {step["name"]: step["said"] for step in report["steps"]}["bench"] == "not measured"
+    assert report["samples"] == []
+    assert any("run by other programs" in note for note in report["notes"])

@@ -42,8 +42,13 @@ def write_words(directory: Path) -> Tokenizer:
     return tokenizer
 
 
-def write_graph(path: Path, task: str, *, labels: int = len(LABELS), extra_input: bool = False) -> Answer:
-    """A graph that looks vectors up and, to classify, projects them; returns the same in numpy for one text."""
+def write_graph(
+    path: Path, task: str, *, labels: int = len(LABELS), extra_input: bool = False, dynamic: bool = False
+) -> Answer:
+    """A graph that looks vectors up and, to classify, projects them; returns the same in numpy for one text.
+
+    A `dynamic` one rounds vectors to 8 bits, over the range of all that is run together; numpy does not.
+    """
     rng = np.random.default_rng(7)
     table = rng.standard_normal((len(WORDS), SIZE)).astype(np.float32)
     project = rng.standard_normal((SIZE, labels)).astype(np.float32)
@@ -51,7 +56,11 @@ def write_graph(path: Path, task: str, *, labels: int = len(LABELS), extra_input
     nodes = [node("Gather", ["table", "input_ids"], ["rows"])]
     shape: list[Any] = ["n", "t", SIZE]
     if task == "feature-extraction":
-        nodes.append(node("Identity", ["rows"], ["out"]))
+        rounded = [
+            node("DynamicQuantizeLinear", ["rows"], ["codes", "scale", "zero"]),
+            node("DequantizeLinear", ["codes", "scale", "zero"], ["out"]),
+        ]
+        nodes += rounded if dynamic else [node("Identity", ["rows"], ["out"])]
     elif task == "token-classification":
         nodes.append(node("MatMul", ["rows", "project"], ["out"]))
         shape = ["n", "t", labels]
@@ -183,7 +192,9 @@ def seal(directory: Path, task: str, length: int = LENGTH) -> Path:
     }
     (directory / "edgeship.json").unlink(missing_ok=True)
     files = {name: {"size": e.size, "sha256": e.sha256} for name, e in collect_files(directory).items()}
-    value = VALID | {"name": "toy-encoder", "model": facts, "files": files}
+    graph = onnx.load(directory / "model.onnx").graph
+    ops = sorted({f"ai.onnx.{node.op_type}" for node in graph.node})
+    value = VALID | {"name": "toy-encoder", "model": facts, "ops": ops, "files": files}
     write_manifest(directory, parse_manifest(json.dumps(value).encode()))
     return directory
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
+import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +49,9 @@ def asked(environment: Environment) -> list[dict[str, Any]]:
 
 def play(how: dict[str, Any], arguments: list[str]) -> None:
     """Be the worker."""
-    _, _, module, path = arguments
+    _, program, module, path = arguments
+    if "keep" in how:
+        _stay(Path(how["keep"]), program, module)
     request = json.loads(Path(path).read_text())
     with Path(how["record"]).open("a") as file:
         file.write(json.dumps(request | {"module": module, "offline": os.environ["HF_HUB_OFFLINE"]}) + "\n")
@@ -69,6 +74,22 @@ def play(how: dict[str, Any], arguments: list[str]) -> None:
         print(json.dumps(_workflow(how, Path(request["out"]))))
     else:
         print(json.dumps({"made_with": "a stand-in"}))
+
+
+def _stay(pids: Path, program: str, module: str) -> None:
+    """Be the real program, around work that writes its process and one it started into a file, and does not end."""
+
+    def work(request: dict[str, Any], note: Callable[[str], None]) -> None:
+        child = subprocess.Popen(["sleep", "60"])
+        (Path(request.get("out", ".")) / "half").touch()
+        note(f"at work in {os.getcwd()}")
+        pids.write_text(f"{os.getpid()} {child.pid}")
+        time.sleep(60)
+
+    sys.modules[module] = types.ModuleType(module)
+    sys.modules[module].work = work  # type: ignore[attr-defined]
+    sys.argv[1:] = [module, sys.argv[-1]]
+    runpy.run_path(program, run_name="__main__")
 
 
 FAR: dict[str, Callable[[Any], Any]] = {

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeship import __version__, cli_evaluate, cli_exporters, cli_imatrix, cli_ship, cli_validate, cli_web
+from edgeship import __version__, cli_evaluate, cli_exporters, cli_imatrix, cli_ship, cli_validate, cli_web, signals
 from edgeship.errors import ArtifactError, EdgeshipError, PlanError, UsageError
 
 DEFECT, INTERRUPTED = 1, 130  # exit codes beside those of errors.py
@@ -321,6 +321,7 @@ def run(arguments: Sequence[str]) -> int:
         return _report(EdgeshipError(f"this is a defect of edgeship: {type(e).__name__}: {e}", hint=hint), as_json)
     if code == INTERRUPTED:  # typer turns the exception into this code, or passes it on
         print("interrupted", file=sys.stderr)
+        return signals.exit_code(INTERRUPTED)
     return code
 
 
@@ -346,6 +347,7 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # What numpy says of numbers that grow too large is found, and said by name, where it matters.
     warnings.simplefilter("ignore", RuntimeWarning)
+    signals.raise_on_signals()
     sys.exit(run(sys.argv[1:]))
 
 

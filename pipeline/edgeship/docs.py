@@ -115,7 +115,7 @@ def exit_codes_table() -> str:
     kinds = sorted(errors.EdgeshipError.__subclasses__(), key=lambda kind: kind.exit_code)
     rows = [("0", "Done"), ("1", "A defect of edgeship itself")]
     rows += [(str(kind.exit_code), (kind.__doc__ or "").partition("\n")[0].rstrip(".")) for kind in kinds]
-    return _markdown(("exit code", "meaning"), [*rows, ("130", "Interrupted")])
+    return _markdown(("exit code", "meaning"), [*rows, ("130, 129, 143", "Interrupted: by Ctrl-C, SIGHUP, SIGTERM")])
 
 
 def server_limits_table() -> str:

@@ -16,7 +16,7 @@ EdgeshipError
 ├── FidelityError     16  an artifact lost more against the float model than its recipe accepts
 └── ExporterError     17  another exporter (Optimum, Olive) failed, or refused the options it was given
 
-Exit code 1 is left to defects of edgeship itself, and 130 to an interrupt by the user.
+Exit code 1 is left to defects of edgeship itself, 130 to an interrupt by the user, 129 and 143 to SIGHUP and SIGTERM.
 The runtime's own errors and codes live in `edgeship_runtime.errors`.
 """
 

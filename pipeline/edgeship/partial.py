@@ -2,7 +2,8 @@
 
 Beside the final directory `onnx/` lie, while an export runs or after it was cut short:
 `.onnx.partial/`, the files so far; `.onnx.journal`, a line per tensor whose bytes are on the disk, also the lock
-that keeps a second export out; and for a moment `.onnx.old/`, the artifact that `--force` replaces.
+that keeps a second export out; where another exporter works, `.onnx.scratch/`, what it needs meanwhile; and for a
+moment `.onnx.old/`, the artifact that `--force` replaces.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class PartialExport:
         self.directory = final.with_name(f".{final.name}.partial")
         self._journal_path = final.with_name(f".{final.name}.journal")
         self._old = final.with_name(f".{final.name}.old")
+        self._scratch = final.with_name(f".{final.name}.scratch").absolute()
         self._journal: IO[bytes] | None = None
         self._made: list[Path] = []  # directories above the artifact's, the lowest first
         self.finished: set[str] = set()
@@ -83,7 +85,11 @@ class PartialExport:
             ) from None
 
     def _recover(self) -> None:
-        """A `--force` run that was killed between its two renames left the old artifact aside: put it back."""
+        """A `--force` run that was killed between its two renames left the old artifact aside: put it back.
+
+        What a killed run needed meanwhile is gone.
+        """
+        shutil.rmtree(self._scratch, ignore_errors=True)
         if self._old.exists() and not self.final.exists():
             self._old.rename(self.final)
         elif self._old.exists():
@@ -135,6 +141,15 @@ class PartialExport:
         self.finished.update(keys)
         if keys:
             self._append({"finished": keys})
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A directory for what does not go into the artifact, as an absolute path; gone at the end."""
+        self._scratch.mkdir()
+        try:
+            yield self._scratch
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def publish(self) -> None:
         """Make the directory the artifact: sync everything in it, then rename it into place."""

@@ -187,6 +187,8 @@ def read_golden(directory: Path, manifest: Manifest, name: str = GOLDEN) -> Gold
         tie_tolerance=top.number("tie_tolerance", 0, MAX_TIE_TOLERANCE),
         kl_budget=top.number("kl_budget", 0, _MAX_LOGIT) if more else 0.0,
     )
+    if name == GOLDEN and not all(case.positions for case in golden.cases):
+        raise top.error("cases", "expected positions to compare in each")
     if golden.context > manifest.model.context_length:
         found = f"a case of {golden.context} tokens does not fit the model's {manifest.model.context_length}"
         raise top.error("cases", found)

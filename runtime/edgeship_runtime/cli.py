@@ -199,7 +199,7 @@ def _add_texts(commands: Any, name: str, description: str) -> None:
     parser.add_argument("texts", metavar="TEXT", nargs="+", help="a text; - reads one per line from standard input")
     parser.add_argument("--context", type=int, metavar="N", help="tokens read of a text (default: the artifact's)")
     parser.add_argument("--threads", type=int, metavar="N", help="engine threads (default: the physical cores)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts run together (%(default)s)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="texts run together (default: 32; int8: 1)")
     parser.add_argument("--json", action="store_true", help="print one object")
 
 

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from edgeship_runtime.engines import formats
 from edgeship_runtime.errors import EdgeshipRuntimeError, EngineError, ResourceError, UsageError
+from edgeship_runtime.facts import GENERATE
 from edgeship_runtime.info import describe
 from edgeship_runtime.manifest import locate, read_manifest
 
@@ -147,6 +148,9 @@ def compare(
         raise UsageError(f"compare: expected 1 to {_MAX_TOKENS} tokens, found {tokens}")
     say = progress or (lambda _: None)
     places = [locate(path, formats(engine)) for path, engine in zip((first, second), engines, strict=True)]
+    for place in places:
+        if (task := read_manifest(place).model.task) != GENERATE:
+            raise UsageError(f"{place} is for {task}; compare is for text generation")
     common = {"threads": threads, "context": context, "options": dict(options or {})}
     jobs = [{"artifact": str(at), "engine": engine, **common} for at, engine in zip(places, engines, strict=True)]
     say("the same prompts")

@@ -31,6 +31,9 @@ MODULES = "modules.json"
 CONFIG = "config.json"
 GOLDEN = "acceptance/encoder.json"
 
+BATCH = 32
+"""Texts run together."""
+
 FLOOR = 0.02
 """Of the size of a classifier's logits: differences that hardly count where it answers all texts alike."""
 
@@ -143,13 +146,13 @@ class Encoder(Model):
         super().__init__(engine, tokenizer, manifest, directory=directory)
         self._reading = read_reading(directory, manifest)
 
-    def embed(self, texts: str | Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+    def embed(self, texts: str | Sequence[str], *, batch_size: int | None = None) -> NDArray[np.float32]:
         if not isinstance(self._reading, Pooling):
             raise self._other("embeds no texts")
         vectors = [vector for vector, _ in self._answers(texts, batch_size)]
         return np.array(vectors, np.float32).reshape(len(vectors), self.manifest.model.hidden_size)
 
-    def classify(self, texts: str | Sequence[str], *, batch_size: int = 32) -> list[list[Label]]:
+    def classify(self, texts: str | Sequence[str], *, batch_size: int | None = None) -> list[list[Label]]:
         if isinstance(self._reading, Pooling):
             raise self._other("classifies no texts")
         names, out = self._reading.names, []
@@ -164,13 +167,21 @@ class Encoder(Model):
             )
         return out
 
-    def _answers(self, texts: str | Sequence[str], batch_size: int) -> list[tuple[NDArray[np.float32], Any]]:
-        """Vector or scores, and tokens, of every text; texts of like length are run together."""
+    def _answers(self, texts: str | Sequence[str], batch_size: int | None) -> list[tuple[NDArray[np.float32], Any]]:
+        """Vector or scores, and tokens, of every text; texts of like length are run together.
+
+        Not by default where activations are quantized as they come: all that is run together shares a range.
+        """
         self._check_open()
         texts = [texts] if isinstance(texts, str) else texts
+        if batch_size is None:
+            batch_size = 1 if any("DynamicQuantize" in op for op in self.manifest.ops) else BATCH
         if batch_size < 1 or not all(isinstance(text, str) for text in texts):
             raise UsageError("expected texts, and a batch size of 1 or more")
         tokens = [cast(Tokenizer, self.tokenizer).tokens(text) for text in texts]
+        for number, each in enumerate(tokens, 1):
+            if not each.ids:
+                raise no_tokens(number)
         order = sorted(range(len(texts)), key=lambda place: len(tokens[place].ids))
         found: list[Any] = [None] * len(texts)
         for start in range(0, len(order), batch_size):
@@ -190,6 +201,11 @@ class Encoder(Model):
 
     def _other(self, what: str) -> UsageError:
         return UsageError(f"{self.manifest.name} {what}: it is for {self.manifest.model.task}")
+
+
+def no_tokens(number: int) -> UsageError:
+    """Why a text, counted from 1, has no answer."""
+    return UsageError(f"text {number} has no tokens", hint="leave it out")
 
 
 class EncoderEngine:

@@ -179,14 +179,14 @@ class Model:
             raise UsageError('expected messages: [{"role": "user", "content": "..."}]')
         return self.generate(messages, tools=tools, enable_thinking=enable_thinking, **overrides)
 
-    def embed(self, texts: str | Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+    def embed(self, texts: str | Sequence[str], *, batch_size: int | None = None) -> NDArray[np.float32]:
         """Vectors of texts, float32 [texts, size], each cut to the context; UsageError where the model embeds none.
 
-        An int8 model's vectors depend a little on the texts they are run with.
+        Texts are run 32 together, but one by one if int8 activations would share a range; `batch_size` chooses.
         """
         raise self._generates("embeds")
 
-    def classify(self, texts: str | Sequence[str], *, batch_size: int = 32) -> list[list[Label]]:
+    def classify(self, texts: str | Sequence[str], *, batch_size: int | None = None) -> list[list[Label]]:
         """Labels of texts, the likeliest first, or the best for each token; UsageError where the model has none."""
         raise self._generates("classifies")
 

@@ -101,6 +101,8 @@ def check(directory: Path, manifest: Manifest, threads: int | None) -> tuple[Cou
         if not len(answer) or ids.shape != golden.shape or len(ids) % len(answer):
             raise case.error("top_ids", "expected as many as values, and equally many for each token of the answer")
         tokens = list(case.integers("token_ids", 0, most, limit=1 << 20))
+        if not tokens:
+            raise case.error("token_ids", "expected at least one token")
         same += tokenizer.tokens(text).ids == tokens
         found = centered(graphs.logits(tokens, answer), ids.reshape(len(answer), -1))
         cosines.append(cosine(golden, found))

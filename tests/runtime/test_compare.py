@@ -83,6 +83,13 @@ class TestSides:
         assert difference.position == 0
         assert difference.gap_std == pytest.approx((best[1] - best[0]) / std, rel=0.05)
 
+    def test_an_encoder_is_refused_before_anything_starts(self, tmp_path: Path) -> None:
+        from encoders import write_encoder
+
+        encoder, _ = write_encoder(tmp_path / "encoder", "feature-extraction")
+        with pytest.raises(UsageError, match="is for feature-extraction"):
+            compare(write_toy(tmp_path / "onnx").directory, encoder, **FAST)
+
     @needs_llamacpp
     def test_what_a_side_raises_is_raised(self, tmp_path: Path) -> None:
         good = write_toy(tmp_path / "onnx")

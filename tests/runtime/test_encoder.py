@@ -70,6 +70,28 @@ def test_the_batch_does_not_matter(embedding: tuple[Path, Answer], texts: list[s
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
+def test_int8_ranges_are_not_shared_between_texts(tmp_path: Path) -> None:
+    directory, _ = write_encoder(tmp_path / "a", EMBED, dynamic=True)
+    with load(directory) as model:
+        alone = [model.embed(text)[0] for text in TEXTS]
+        np.testing.assert_array_equal(model.embed(TEXTS), alone)
+        assert np.abs(model.embed(TEXTS, batch_size=32) - alone).max() > 1e-3
+
+
+def test_a_text_of_no_tokens_is_named(tmp_path: Path) -> None:
+    directory, _ = write_encoder(tmp_path / "a", EMBED)
+    plain(directory)
+    with load(directory) as model, pytest.raises(errors.UsageError, match="text 2 has no tokens"):
+        model.embed(["the cat", "", "a dog"])
+
+
+def plain(directory: Path) -> None:
+    """Take the tokens around a text away."""
+    path = directory / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+    seal(directory, EMBED)
+
+
 def test_a_smaller_context_cuts_texts(embedding: tuple[Path, Answer]) -> None:
     with load(embedding[0], context=4) as short, load(embedding[0]) as whole:
         np.testing.assert_array_equal(short.embed("the cat sat on a mat"), whole.embed("the cat"))

@@ -262,6 +262,7 @@ BAD_FILES: list[tuple[str, Any, Any, str]] = [
     ("golden case", "prompt_ids", [1] * 100, "does not fit the model's 96"),
     ("golden case", "continuation", [True], "whole number"),
     ("golden case", "positions", [1], "expected an object"),
+    ("golden case", "positions", [], "expected positions to compare"),
     ("position", "index", 99, "index: expected a whole number from 0 to 6"),
     ("position", "top_ids", [1, 1, 2, 3, 4], "expected different ids"),
     ("position", "top_ids", [1], "one for each of 5 logits"),

@@ -7,8 +7,8 @@ a line in `EXPORTERS`.
 from __future__ import annotations
 
 import resource
-import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from edgeship.build import ExportReport, refuse_existing, storage_errors
@@ -41,16 +41,18 @@ def export(recipe: Recipe, *, checkpoint: Path | None, out: Path, force: bool, p
     """
     started = time.perf_counter()
     final = out / recipe.name / FORMAT
-    with storage_errors(out, resumes=False), tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+    with storage_errors(out, resumes=False):
         refuse_existing([final], force)
         environment = check(recipe, progress)
         source = open_source(recipe, checkpoint, progress)
         # Nothing that an interrupted run left is of use to another: the exporters start over.
         digest = f"{recipe.exporter} {time.time_ns()}"
         with PartialExport(final, digest, force=force, resumable=False) as partial:
-            job = Job(recipe, source, environment, partial.directory, Path(scratch), usable_cores(), progress)
             progress.start(0, f"{recipe.name} through {recipe.exporter}")
-            made = EXPORTERS[recipe.exporter].write(job)
+            with partial.scratch() as scratch:
+                environment = replace(environment, scratch=scratch)
+                job = Job(recipe, source, environment, partial.directory, scratch, usable_cores(), progress)
+                made = EXPORTERS[recipe.exporter].write(job)
             progress.finish()
             progress.note(made.summary)
             require_size(recipe, f"the {FORMAT} artifact", directory_size(partial.directory))

@@ -55,6 +55,7 @@ class Environment:
     name: str
     directory: Path
     shared: bool = False  # with edgeship
+    scratch: Path | None = None  # where workers work, else in a directory for temporary files
 
     @property
     def python(self) -> Path:
@@ -152,7 +153,7 @@ def run(environment: Environment, worker: str, request: Mapping[str, Any], progr
 
     Raises ExporterError for what it refuses or where it fails, ResourceError where the system ended it.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="edgeship-", dir=environment.scratch) as scratch:
         asked, log = Path(scratch) / "request.json", Path(scratch) / "log"
         asked.write_text(json.dumps(request), encoding="utf-8")
         with log.open("wb") as errors:
@@ -164,7 +165,7 @@ def run(environment: Environment, worker: str, request: Mapping[str, Any], progr
                     worker,
                     str(asked),
                 ],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # however this process ends, it closes, and the worker ends too
                 stdout=subprocess.PIPE,
                 stderr=None if os.environ.get("EDGESHIP_DEBUG") else errors,
                 cwd=scratch,
@@ -222,8 +223,9 @@ def _end(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    if process.stdout:
-        process.stdout.close()
+    for stream in (process.stdin, process.stdout):
+        if stream:
+            stream.close()
 
 
 def _failure(name: str, code: int, log: Path) -> ExporterError | ResourceError:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,10 +19,14 @@ from edgeship.ship import android_runner, archive, installer, llamacpp_wheel, ma
 from edgeship.ship.making import Bundle, Source
 from edgeship.ship.wheel_files import Wheel
 from edgeship.ship.wheels import LLAMA, Target
+from edgeship_runtime.errors import EdgeshipRuntimeError
+from edgeship_runtime.facts import GENERATE
 from edgeship_runtime.manifest import (
     MANIFEST_NAME,
     FileEntry,
     collect_files,
+    locate,
+    read_manifest,
 )
 
 SCHEMA = 1
@@ -98,8 +103,18 @@ def _check(device: Target, engine: str | None) -> str | None:
 
 def _model(artifact: Path | None, device: Target, engine: str | None, progress: Progress) -> tuple[Source | None, str]:
     """The artifact, checked byte by byte, and the engine that runs it on `device`."""
+    if artifact is not None and device.os == installer.ANDROID:
+        _check_task(artifact)
     order = [engine] if engine else [e for e in device.engines if e in making.ENGINES]
     return making.read_source(artifact, order, device.name, progress) if artifact is not None else (None, order[0])
+
+
+def _check_task(artifact: Path) -> None:
+    """Raise PlanError for a model that the runner for phones has no use for."""
+    with suppress(EdgeshipRuntimeError):  # what cannot be read is refused later, for the format that is needed
+        if (task := read_manifest(locate(artifact)).model.task) != GENERATE:
+            text = f"{artifact}: a model for {task}; the runner for phones is for text generation; nothing was made."
+            raise PlanError(text, hint="see runtime/APPS.md for onnxruntime inside an app")
 
 
 def _llama(device: Target, keep: Path | None) -> Path:

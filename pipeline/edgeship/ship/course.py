@@ -24,6 +24,7 @@ from edgeship.ship.transports import CutError, Result, Transport
 from edgeship.ship.transports.command import last_line
 from edgeship.ship.verdict import MAX_ANSWER, answer_error, judge, read_sample, read_verify
 from edgeship.sizes import format_size
+from edgeship_runtime.facts import REWRITE
 from edgeship_runtime.files import FileEntry
 
 RETRY_AFTER = (1.0, 5.0, 20.0, 40.0)
@@ -267,6 +268,10 @@ class Course:
 
     def _bench(self) -> str:
         """Processes of one answer each: a broken connection costs one of them, and load time is measured each time."""
+        task = self.contents.manifest.model.task
+        if task == REWRITE:
+            self._note(f"a model for {task} is verified by the runtime and run by other programs: nothing was measured")
+            return "not measured"
         o = self.options
         started = time.monotonic() - (self._benched[-1][0] if self._benched else 0)
         given = ["--repeats", "1", "--prompt-tokens", str(o.prompt_tokens), "--decode-tokens", str(o.decode_tokens)]

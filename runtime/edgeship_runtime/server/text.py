@@ -20,6 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgeship_runtime.answer import Stats
+from edgeship_runtime.encoder import no_tokens
+from edgeship_runtime.facts import EMBED
 from edgeship_runtime.model import Model
 from edgeship_runtime.server.asks import TextAsk, read_completion, too_long
 from edgeship_runtime.server.chat import FINISH
@@ -231,7 +233,10 @@ async def embed(
     def work(model: Model) -> Generator[Any, None, None]:
         for start in range(0, len(texts), _EMBED_AT_ONCE):
             batch = texts[start : start + _EMBED_AT_ONCE]
-            yield list(model.embed(batch)), sum(len(model.tokenizer.encode(text, special=True)) for text in batch)
+            counts = [len(model.tokenizer.encode(text, special=True)) for text in batch]
+            if 0 in counts and model.manifest.model.task == EMBED:
+                raise no_tokens(start + counts.index(0) + 1)
+            yield list(model.embed(batch)), sum(counts)
 
     job = service.submit(request, name, work)
     service.note_prompt(request, "\n".join(texts))

@@ -99,7 +99,9 @@ def test_graphs_that_answer_otherwise_fail(export: Any) -> None:
     assert "cosine to the float model" in found.failures[0]
 
 
-@pytest.mark.parametrize("change", [{"values": "?"}, {"values": "AAA="}, {"top_ids": [1]}, {"answer_ids": []}])
+@pytest.mark.parametrize(
+    "change", [{"values": "?"}, {"values": "AAA="}, {"top_ids": [1]}, {"answer_ids": []}, {"token_ids": []}]
+)
 def test_damaged_golden_values_are_refused(export: Any, change: dict[str, Any]) -> None:
     directory = export()
     golden = json.loads((directory / GOLDEN).read_text())
@@ -160,3 +162,19 @@ def test_the_command_says_what_to_do_with_it(export: Any, tmp_path: Path, capsys
     assert "edgeship-runtime verify" in capsys.readouterr().out
     assert cli.run(["evaluate", str(out / "mine"), "--reference", str(tmp_path / "checkpoint")]) == 2
     assert "found one for text2text-generation" in capsys.readouterr().err
+
+
+def test_it_is_validated_without_a_measurement(
+    export: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = export()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    capsys.readouterr()
+    assert cli.run(["validate", str(directory), "--device", "local", "--threads", "1", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    report = result["report"]
+    assert report["verdict"] == "pass"
+    assert {step["name"]: step["said"] for step in report["steps"]}["bench"] == "not measured"
+    assert report["samples"] == []
+    assert any("run by other programs" in note for note in report["notes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ WORKERS = {
     "refuses": 'from run import RefusedError\ndef work(request, note):\n    raise RefusedError("no", "yes")\n',
     "breaks": 'def work(request, note):\n    raise ValueError("two\\nlines")\n',
     "starves": "def work(request, note):\n    raise MemoryError\n",
+    "reads": 'import sys\ndef work(request, note):\n    return {"read": sys.stdin.read()}\n',
     "lacks": "import no_such_package\n",
 }
 
@@ -27,7 +29,10 @@ def run(tmp_path: Path, name: str) -> tuple[int, list[dict[str, object]], str]:
     (tmp_path / "run.py").write_text(program)  # workers lie beside it
     (tmp_path / "request.json").write_text('{"a": 1}')
     command = [sys.executable, "-I", str(tmp_path / "run.py"), name, str(tmp_path / "request.json")]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    held = os.pipe()
+    ended = subprocess.run(command, stdin=held[0], capture_output=True, text=True, start_new_session=True)
+    for end in held:
+        os.close(end)
     return ended.returncode, [json.loads(line) for line in ended.stdout.splitlines()], ended.stderr
 
 
@@ -55,3 +60,7 @@ def test_where_memory_ends_there_is_no_answer(tmp_path: Path) -> None:
     code, told, errors = run(tmp_path, "starves")
     assert (code, told) == (1, [])
     assert "MemoryError" in errors
+
+
+def test_libraries_read_nothing_from_the_pipe_that_ends_it(tmp_path: Path) -> None:
+    assert run(tmp_path, "reads")[:2] == (0, [{"read": ""}])

@@ -30,6 +30,7 @@ from edgeship.ship.nfc_tables import nfc_tables
 from edgeship.ship.teller import Silent
 from edgeship.ship.transports.adb import AdbTransport
 from edgeship.ship.wheels import collect_pure, read_wheels
+from encoders import write_encoder
 from exports import export_tiny
 from phone_bundles import BENCH, DOCTOR, PHONE, VERIFY, make_phone_bundle, write_runner
 from tiny_bundle import QUICK
@@ -81,6 +82,11 @@ class TestBundle:
             make_bundle(artifact, PHONE, "ort", tmp_path, progress=Quiet())
         with pytest.raises(PlanError, match="for aarch64"):
             make_bundle(artifact, PHONE.model_copy(update={"arch": "x86_64"}), None, tmp_path, progress=Quiet())
+
+    def test_a_model_that_generates_no_text(self, tmp_path: Path) -> None:
+        encoder, _ = write_encoder(tmp_path / "encoder" / "onnx", "feature-extraction")
+        with pytest.raises(PlanError, match="a model for feature-extraction; the runner for phones"):
+            make_bundle(encoder.parent, PHONE, None, tmp_path, progress=Quiet())
 
     def test_wheels_hold_no_compiled_code(self, tmp_path: Path) -> None:
         if problem := registry_problem():

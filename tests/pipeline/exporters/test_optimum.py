@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoints import write_safetensors
+from checkpoints import NO_LIMIT, write_safetensors
 from command_line import Ended
 from edgeship import cli, exporters
 from edgeship.errors import ArtifactError, CheckpointError, EdgeshipError, FidelityError, RecipeError, ResourceError
@@ -244,6 +244,12 @@ def test_a_classifier_of_few_labels_is_compared_by_its_logits(
 def test_positions_of_roberta_begin_after_its_padding(export: Any) -> None:
     directory = export("", without(model_type="roberta", max_position_embeddings=34, pad_token_id=1))
     assert read_manifest(directory).model.context_length == 32
+
+
+def test_a_tokenizer_without_a_limit_reads_as_much_as_the_model(export: Any) -> None:
+    directory = export("", {"tokenizer_config.json": {"model_max_length": NO_LIMIT}})
+    assert read_manifest(directory).model.context_length == 64
+    assert verify(directory).verdict == "pass"
 
 
 def test_an_artifact_that_is_there_is_kept(export: Any) -> None:

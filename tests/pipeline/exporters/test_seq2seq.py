@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoints import write_safetensors
+from checkpoints import NO_LIMIT, write_safetensors
 from edgeship import cli, exporters
 from edgeship.errors import CheckpointError, EdgeshipError, FidelityError, RecipeError
 from edgeship.progress import Silent
@@ -42,13 +42,14 @@ TASK = "optimum: {task: text2text-generation}\n"
 def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Exports a checkpoint through the stand-in; returns the artifact's directory."""
 
-    def run(text: str = TASK, config: dict[str, Any] | None = None, **how: Any) -> Path:
+    def run(text: str = TASK, config: dict[str, Any] | None = None, limit: int = 48, **how: Any) -> Path:
         run.environment = stand_in(tmp_path / "environments", "optimum", monkeypatch, **how)  # type: ignore[attr-defined]
         source = tmp_path / "checkpoint"
         source.mkdir()
         write_words(source)
         write_safetensors(source / "model.safetensors", {"shared.weight": ("F16", np.zeros(4, np.float16))})
-        write_files(source, {"config.json": CONFIG | (config or {}), "tokenizer_config.json": {"model_max_length": 48}})
+        files = {"config.json": CONFIG | (config or {}), "tokenizer_config.json": {"model_max_length": limit}}
+        write_files(source, files)
         recipe = tmp_path / "mine.yaml"
         recipe.write_text(f"source: {{repo: me/mine}}\nexporter: optimum\n{text}")
         out = tmp_path / "out"
@@ -74,6 +75,12 @@ def test_both_graphs_are_sealed_and_verified(export: Any) -> None:
     assert found.agreement.cosine == pytest.approx(1, abs=1e-4)
     assert found.tokens is not None
     assert found.tokens.equal == found.tokens.cases > 4
+
+
+def test_a_tokenizer_without_a_limit_reads_what_t5_was_trained_with(export: Any) -> None:
+    directory = export(limit=NO_LIMIT)
+    assert read_manifest(directory).model.context_length == 512
+    assert verify(directory).verdict == "pass"
 
 
 def test_a_changed_byte_and_a_changed_weight_are_seen(export: Any) -> None:

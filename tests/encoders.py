@@ -199,24 +199,21 @@ def write_encoder(directory: Path, task: str, files: dict[str, Any] | None = Non
 
 
 def write_rewriter(directory: Path, kind: str) -> Any:
-    """A small "t5" or "marian" with random weights as transformers saves it; returns the model."""
+    """A small "t5" or "bart" with random weights as transformers saves it; returns the model."""
     import torch
-    from transformers import MarianConfig, MarianMTModel, T5Config, T5ForConditionalGeneration
+    from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    special = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
+    special = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0 if kind == "t5" else 3}
     model: Any
     if kind == "t5":
         model = T5ForConditionalGeneration(
             T5Config(vocab_size=len(WORDS), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, **special)
         )
     else:
-        sides = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _MARIAN.items()}
-        model = MarianMTModel(
-            MarianConfig(
-                vocab_size=len(WORDS), d_model=32, max_position_embeddings=64, init_std=0.5, **sides, **special
-            )
-        )
+        sides = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _BART.items()}
+        config = {"d_model": 32, "max_position_embeddings": 64, "init_std": 0.5, "bos_token_id": 2} | sides | special
+        model = BartForConditionalGeneration(BartConfig(vocab_size=len(WORDS), forced_eos_token_id=3, **config))
     directory.mkdir(parents=True)
     model.eval().save_pretrained(directory, safe_serialization=True)
     write_words(directory)
@@ -226,7 +223,7 @@ def write_rewriter(directory: Path, kind: str) -> Any:
     return model
 
 
-_MARIAN = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
+_BART = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
 
 
 def write_bert(

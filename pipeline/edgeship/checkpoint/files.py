@@ -61,7 +61,8 @@ def require_tokenizer(names: Collection[str], place: str) -> None:
         raise CheckpointError(
             f"{place}: expected {TOKENIZER}, found none: text cannot be turned into this model's tokens.",
             hint='make it from the older tokenizer files: python -c "from transformers import AutoTokenizer as T; '
-            "T.from_pretrained('DIR').save_pretrained('DIR')\"",
+            "T.from_pretrained('DIR').save_pretrained('DIR')\"; where that writes none, transformers has the "
+            "tokenizer in its slow form only (Marian, M2M100, ProphetNet), and the model cannot be exported",
         )
 
 

@@ -42,11 +42,14 @@ TASK = "optimum: {task: text2text-generation}\n"
 def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Exports a checkpoint through the stand-in; returns the artifact's directory."""
 
-    def run(text: str = TASK, config: dict[str, Any] | None = None, limit: int = 48, **how: Any) -> Path:
+    def run(
+        text: str = TASK, config: dict[str, Any] | None = None, *, limit: int = 48, tokenizer: bool = True, **how: Any
+    ) -> Path:
         run.environment = stand_in(tmp_path / "environments", "optimum", monkeypatch, **how)  # type: ignore[attr-defined]
         source = tmp_path / "checkpoint"
         source.mkdir()
-        write_words(source)
+        if tokenizer:
+            write_words(source)
         write_safetensors(source / "model.safetensors", {"shared.weight": ("F16", np.zeros(4, np.float16))})
         files = {"config.json": CONFIG | (config or {}), "tokenizer_config.json": {"model_max_length": limit}}
         write_files(source, files)
@@ -151,6 +154,12 @@ def test_what_cannot_be_exported_leaves_nothing(
     with pytest.raises(kind, match=said):
         export(text, config)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
+
+
+def test_without_a_fast_tokenizer_it_is_said_that_there_may_be_none(export: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"expected tokenizer\.json") as caught:
+        export(tokenizer=False)
+    assert "slow form only (Marian, M2M100, ProphetNet)" in str(caught.value.hint)
 
 
 def test_one_too_far_from_the_float_model_is_not_sealed(export: Any, tmp_path: Path) -> None:

@@ -31,38 +31,38 @@ class Modules:
 def read_modules(directory: Path, options: Optimum) -> Modules:
     """The modules of a checkpoint, or of the recipe where it names them. Raises CheckpointError for other kinds."""
     path = directory / MODULES
-    if options.pooling is not None and (options.normalize is not None or not path.is_file()):
-        return Modules(options.pooling, options.normalize is not False)
     if not path.is_file():
+        if options.pooling is not None:
+            return Modules(options.pooling, options.normalize is not False)
         raise CheckpointError(
             f"{path}: expected the modules of an embedding model, found no such file.",
             hint="say how its tokens become a vector: optimum: {pooling: mean} or {pooling: cls}",
         )
-    kinds, places = _listed(path, options)
-    normalize = kinds[-1:] == ["Normalize"] if options.normalize is None else options.normalize
-    if options.pooling is not None:
-        return Modules(options.pooling, normalize)
-    if kinds not in KINDS:
+    try:
+        kinds, places = _listed(path)
+    except EdgeshipRuntimeError as error:
+        if options.pooling is not None and options.normalize is not None:
+            return Modules(options.pooling, options.normalize)
+        way_out = f"; or say all in the recipe: optimum: {{pooling: {options.pooling}, normalize: true}}"
+        raise CheckpointError(f"{error.message}.", hint=DAMAGED + (way_out if options.pooling else "")) from None
+    if not (kinds in KINDS or (options.pooling is not None and set(kinds) <= set(KINDS[-1]))):
         raise CheckpointError(
             f"{path}: expected Transformer, Pooling and perhaps Normalize, found {', '.join(kinds) or 'none'}.",
             hint="further layers are not exported; their answers would be missing from every vector",
         )
+    normalize = kinds[-1:] == ["Normalize"] if options.normalize is None else options.normalize
+    if options.pooling is not None:
+        return Modules(options.pooling, normalize)
     if not is_plain(places[1]):
         raise CheckpointError(f"{path}: expected a directory beside it, found {show(places[1])}.", hint=DAMAGED)
     return Modules(_mode(directory / places[1] / CONFIG), normalize)
 
 
-def _listed(path: Path, options: Optimum) -> tuple[list[str], list[str]]:
-    """The kinds of the modules that a file lists, and their directories."""
-    try:
-        top = Fields({"modules": parse_json(read_limited(path), str(path))}, str(path), "", ("modules",))
-        items = [Fields(each, str(path), "", ("type", "path"), open=True) for each in top.items("modules", 16)]
-        return [each.text("type").rpartition(".")[2] for each in items], [
-            each.text("path", empty=True) for each in items
-        ]
-    except EdgeshipRuntimeError as error:
-        way_out = f"; or say all in the recipe: optimum: {{pooling: {options.pooling}, normalize: true}}"
-        raise CheckpointError(f"{error.message}.", hint=DAMAGED + (way_out if options.pooling else "")) from None
+def _listed(path: Path) -> tuple[list[str], list[str]]:
+    """The kinds of the modules that a file lists, and their directories. Raises EdgeshipRuntimeError."""
+    top = Fields({"modules": parse_json(read_limited(path), str(path))}, str(path), "", ("modules",))
+    items = [Fields(each, str(path), "", ("type", "path"), open=True) for each in top.items("modules", 16)]
+    return [each.text("type").rpartition(".")[2] for each in items], [each.text("path", empty=True) for each in items]
 
 
 def _mode(path: Path) -> str:

@@ -105,7 +105,6 @@ def test_the_recipe_overrules_the_module_files(export: Any) -> None:
     [
         ("pooling: mean", {}, True),
         ("pooling: mean", modules(normalize=False), False),
-        ("pooling: mean", modules(normalize=False, more="Dense"), False),
         ("pooling: mean", {"modules.json": None}, True),
         ("pooling: mean, normalize: false", {}, False),
         ("pooling: mean, normalize: true", modules(normalize=False), True),
@@ -160,6 +159,8 @@ MAX = {"1_Pooling/config.json": {"pooling_mode_max_tokens": True, "pooling_mode_
         ("", {"1_Pooling/config.json": None}, CheckpointError, "how tokens become a vector"),
         ("", MAX, CheckpointError, "max_tokens"),
         ("", modules(more="Dense"), CheckpointError, "Dense"),
+        ("optimum: {pooling: mean}", modules(more="Dense"), CheckpointError, "found .*Dense"),
+        ("optimum: {pooling: cls, normalize: true}", modules(more="Dense"), CheckpointError, "found .*Dense"),
         ("", {"modules.json": {}}, CheckpointError, "modules"),
         ("", {"sentence_bert_config.json": {"do_lower_case": True}}, CheckpointError, "do_lower_case"),
         ("optimum: {max_length: 65}", {}, CheckpointError, "at most 64"),

@@ -30,10 +30,11 @@ LABELS = ("bad", "fair", "good")
 Answer = Callable[[Sequence[int]], NDArray[np.float32]]
 
 
-def write_words(directory: Path) -> Tokenizer:
-    """A tokenizer of whole words, with BERT's tokens around a text."""
+def write_words(directory: Path, *, cased: bool = False) -> Tokenizer:
+    """A tokenizer of whole words, in any case unless `cased`, with BERT's tokens around a text."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
+    if not cased:
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", WORDS.index("[CLS]")), ("[SEP]", WORDS.index("[SEP]"))]

@@ -116,7 +116,7 @@ def _read(job: Job, options: Optimum) -> _Encoder:
     pad = pad if isinstance(pad, int) and 0 <= pad < vocab else None
     kind = str(config.get("model_type", ""))[:100]
     positions = whole(config, "max_position_embeddings") - ((pad or 0) + 1 if kind in SHIFTED else 0)
-    length = sequence_limit(path, options, positions)
+    length = sequence_limit(path, tokenizer, options, positions)
     tokenizer.enable_truncation(length)
     modules = read_modules(path, options) if options.task == EMBED else None
     if modules is None:

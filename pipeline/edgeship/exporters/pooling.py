@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from edgeship.checkpoint.files import MODULES, SENTENCE, is_plain
 from edgeship.checkpoint.strict_json import DAMAGED, parse_object, show
 from edgeship.errors import CheckpointError
 from edgeship.exporter import Optimum
+from edgeship.exporters.texts import TEXTS
 from edgeship.tokenizer import TOKENIZER_CONFIG, read_limited, read_optional
 from edgeship_runtime.encoder import CONFIG
 from edgeship_runtime.errors import EdgeshipRuntimeError
@@ -104,15 +107,17 @@ def module_files(modules: Modules, size: int, length: int) -> dict[str, Any]:
     }
 
 
-def sequence_limit(directory: Path, options: Optimum, positions: int) -> int:
+def sequence_limit(directory: Path, tokenizer: Tokenizer, options: Optimum, positions: int) -> int:
     """Tokens read of a text: by the recipe, sentence_bert_config.json, tokenizer_config.json, or the room there is.
 
     Raises CheckpointError for a limit beyond `positions`, and for texts that would have to be lowercased first.
     """
     said = read_optional(directory / SENTENCE)
-    if said.get("do_lower_case") is True:
+    if said.get("do_lower_case") is True and any(
+        tokenizer.encode(text).ids != tokenizer.encode(text.lower()).ids for text in TEXTS
+    ):
         raise CheckpointError(
-            f"{directory / SENTENCE}: do_lower_case: expected the tokenizer to do it, found true.",
+            f"{directory / SENTENCE}: do_lower_case: expected a tokenizer that does it, found one that does not.",
             hint="use a tokenizer.json whose normalizer lowercases",
         )
     if options.max_length is not None:

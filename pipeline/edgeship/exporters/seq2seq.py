@@ -95,8 +95,8 @@ def _read(job: Job, options: Optimum) -> _Pair:
                 hint="restore the file as it was published",
             )
     said = config.get("max_position_embeddings", config.get("n_positions", POSITIONS))
-    length = sequence_limit(path, options, said if isinstance(said, int) and said >= 1 else POSITIONS)
     tokenizer = open_tokenizer(path / TOKENIZER, vocab)
+    length = sequence_limit(path, tokenizer, options, said if isinstance(said, int) and said >= 1 else POSITIONS)
     tokenizer.enable_truncation(length)
     facts = ModelFacts(
         type=str(config.get("model_type", ""))[:100],

@@ -162,7 +162,6 @@ MAX = {"1_Pooling/config.json": {"pooling_mode_max_tokens": True, "pooling_mode_
         ("optimum: {pooling: mean}", modules(more="Dense"), CheckpointError, "found .*Dense"),
         ("optimum: {pooling: cls, normalize: true}", modules(more="Dense"), CheckpointError, "found .*Dense"),
         ("", {"modules.json": {}}, CheckpointError, "modules"),
-        ("", {"sentence_bert_config.json": {"do_lower_case": True}}, CheckpointError, "do_lower_case"),
         ("optimum: {max_length: 65}", {}, CheckpointError, "at most 64"),
         ("", without("hidden_size"), CheckpointError, "hidden_size"),
         ("", without(is_encoder_decoder=True), CheckpointError, "expected an encoder"),
@@ -251,6 +250,14 @@ def test_a_tokenizer_without_a_limit_reads_as_much_as_the_model(export: Any) -> 
     directory = export("", {"tokenizer_config.json": {"model_max_length": NO_LIMIT}})
     assert read_manifest(directory).model.context_length == 64
     assert verify(directory).verdict == "pass"
+
+
+def test_lowercasing_is_left_to_a_tokenizer_that_does_it(export: Any, tmp_path: Path) -> None:
+    lower = {"sentence_bert_config.json": {"do_lower_case": True}}
+    assert export("", lower).is_dir()
+    write_words(tmp_path / "checkpoint", cased=True)
+    with pytest.raises(CheckpointError, match="do_lower_case: expected a tokenizer that does it"):
+        export("", force=True)
 
 
 def test_an_artifact_that_is_there_is_kept(export: Any) -> None:

@@ -22,7 +22,11 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODULES = "modules.json"
 SENTENCE = "sentence_bert_config.json"
-SIDE_FILES = (CONFIG, "generation_config.json", "tokenizer*.json", "chat_template.jinja", "LICENSE*", MODULES, SENTENCE)
+PROMPTS = "config_sentence_transformers.json"
+SIDE_FILES = (
+    *(CONFIG, "generation_config.json", "tokenizer*.json", "chat_template.jinja", "LICENSE*"),
+    *(MODULES, SENTENCE, PROMPTS),
+)
 """What is read or shipped beside the weights, as patterns."""
 
 JSON_LIMIT = 50_000_000  # bytes of config.json or an index: the largest seen (a MoE's index) has 5 MB

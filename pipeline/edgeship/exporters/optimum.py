@@ -31,6 +31,7 @@ from edgeship.exporters.base import (
 )
 from edgeship.exporters.environment import Environment
 from edgeship.exporters.pooling import Modules, module_files, read_modules, sequence_limit
+from edgeship.exporters.prompts import read_prompts, told
 from edgeship.exporters.texts import TEXTS
 from edgeship.progress import Progress
 from edgeship.recipe import Recipe
@@ -74,6 +75,8 @@ def write(job: Job) -> Made:
     if options.task == REWRITE:
         return seq2seq.write(job, options, job.recipe.accept.cosine or LEAST_COSINE[options.quantization])
     encoder = _read(job, options)
+    if encoder.note:
+        job.progress.note(encoder.note)
     asked = [encoder.tokenizer.encode(text).ids for text in TEXTS]
     answer = environments.run(job.environment, "encoder", _request(job, options, encoder, asked), job.progress)
     if encoder.modules is not None:
@@ -88,7 +91,7 @@ def write(job: Job) -> Made:
     made = manifest(job, encoder.facts, SamplingDefaults(), files, weights)
     close = _compare(job, made, asked, str(answer["made_with"]))
     example = f"edgeship-runtime {'embed' if options.task == EMBED else 'classify'} . 'A text.'"
-    write_card(job, encoder.facts.type, options.task, count, size, close, example)
+    write_card(job, encoder.facts.type, options.task, count, size, close, example, encoder.note)
     made = replace(made, files=described(job.directory))
     write_manifest(job.directory, made)
     return Made(round(8 * size / count, 3), close)
@@ -99,6 +102,7 @@ class _Encoder:
     facts: ModelFacts
     tokenizer: Tokenizer  # cuts texts as the runtime does
     modules: Modules | None  # None: it classifies
+    note: str  # what people have to know of it
 
 
 def _read(job: Job, options: Optimum) -> _Encoder:
@@ -119,6 +123,7 @@ def _read(job: Job, options: Optimum) -> _Encoder:
     length = sequence_limit(path, tokenizer, options, positions)
     tokenizer.enable_truncation(length)
     modules = read_modules(path, options) if options.task == EMBED else None
+    note = told(read_prompts(path), pooled=modules.prompts) if modules else ""
     if modules is None:
         _check_labels(path, options)
     facts = ModelFacts(
@@ -136,7 +141,7 @@ def _read(job: Job, options: Optimum) -> _Encoder:
         logits="all",
         task=options.task,
     )
-    return _Encoder(facts, tokenizer, modules)
+    return _Encoder(facts, tokenizer, modules, note)
 
 
 def _check_labels(path: Path, options: Optimum) -> None:

@@ -29,6 +29,7 @@ class Modules:
 
     pooling: str  # "mean" or "cls"
     normalize: bool
+    prompts: bool = True  # tokens of a prompt count, too
 
 
 def read_modules(directory: Path, options: Optimum) -> Modules:
@@ -58,7 +59,8 @@ def read_modules(directory: Path, options: Optimum) -> Modules:
         return Modules(options.pooling, normalize)
     if not is_plain(places[1]):
         raise CheckpointError(f"{path}: expected a directory beside it, found {show(places[1])}.", hint=DAMAGED)
-    return Modules(_mode(directory / places[1] / CONFIG), normalize)
+    pooling, prompts = _mode(directory / places[1] / CONFIG)
+    return Modules(pooling, normalize, prompts or pooling == "cls")
 
 
 def _listed(path: Path) -> tuple[list[str], list[str]]:
@@ -68,8 +70,8 @@ def _listed(path: Path) -> tuple[list[str], list[str]]:
     return [each.text("type").rpartition(".")[2] for each in items], [each.text("path", empty=True) for each in items]
 
 
-def _mode(path: Path) -> str:
-    """The one way of pooling that a module's config.json asks for."""
+def _mode(path: Path) -> tuple[str, bool]:
+    """The one way of pooling that a module's config.json asks for, and whether a prompt's tokens take part."""
     if not path.is_file():
         raise CheckpointError(
             f"{path}: expected how tokens become a vector, found no such file.",
@@ -84,7 +86,7 @@ def _mode(path: Path) -> str:
             f"{path}: expected pooling by mean or cls, found {show(' and '.join(asked))}.",
             hint="other ways are not known here",
         )
-    return asked[0]
+    return asked[0], config.get("include_prompt") is not False
 
 
 def module_files(modules: Modules, size: int, length: int) -> dict[str, Any]:

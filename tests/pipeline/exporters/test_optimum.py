@@ -17,7 +17,7 @@ from edgeship.errors import ArtifactError, CheckpointError, EdgeshipError, Fidel
 from edgeship.exporters import optimum
 from edgeship.exporters.optimum import _classified, _embedded
 from edgeship.exporters.texts import TEXTS
-from edgeship.progress import Silent
+from edgeship.progress import Progress, Silent
 from edgeship.recipe_file import read_recipe
 from edgeship_runtime import load
 from edgeship_runtime.encoder import Scores
@@ -25,6 +25,7 @@ from edgeship_runtime.manifest import read_manifest
 from edgeship_runtime.verify import verify
 from encoders import LABELS, SIZE, WORDS, modules, write_files, write_words
 from exporter_standin import asked, stand_in
+from exports import Listener
 
 CONFIG = {
     "architectures": ["BertModel"],
@@ -55,7 +56,14 @@ def checkpoint(directory: Path, **files: Any) -> Path:
 def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Exports a checkpoint by a recipe through the stand-in; returns the artifact's directory."""
 
-    def run(text: str = "", files: dict[str, Any] | None = None, *, force: bool = False, **how: Any) -> Path:
+    def run(
+        text: str = "",
+        files: dict[str, Any] | None = None,
+        *,
+        force: bool = False,
+        heard: Progress | None = None,
+        **how: Any,
+    ) -> Path:
         run.environment = stand_in(tmp_path / "environments", "optimum", monkeypatch, **how)  # type: ignore[attr-defined]
         source = tmp_path / "checkpoint"
         if not source.exists():
@@ -63,7 +71,7 @@ def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
         recipe = tmp_path / "mine.yaml"
         recipe.write_text(f"source: {{repo: me/mine}}\nexporter: optimum\n{text}")
         report = exporters.export(
-            read_recipe(recipe), checkpoint=source, out=tmp_path / "out", force=force, progress=Silent()
+            read_recipe(recipe), checkpoint=source, out=tmp_path / "out", force=force, progress=heard or Silent()
         )
         assert report.formats == ("onnx",)
         return report.artifact / "onnx"
@@ -149,6 +157,12 @@ def without(*keys: str, **more: Any) -> dict[str, Any]:
     return {"config.json": {key: value for key, value in CONFIG.items() if key not in keys} | more}
 
 
+def prompts(default: Any = None) -> dict[str, Any]:
+    """The file that says what sentence-transformers puts before a text."""
+    given = {"query": "query: ", "document": "passage: ", "plain": ""}
+    return {"config_sentence_transformers.json": {"prompts": given, "default_prompt_name": default}}
+
+
 MAX = {"1_Pooling/config.json": {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}}
 
 
@@ -161,6 +175,11 @@ MAX = {"1_Pooling/config.json": {"pooling_mode_max_tokens": True, "pooling_mode_
         ("", modules(more="Dense"), CheckpointError, "Dense"),
         ("optimum: {pooling: mean}", modules(more="Dense"), CheckpointError, "found .*Dense"),
         ("optimum: {pooling: cls, normalize: true}", modules(more="Dense"), CheckpointError, "found .*Dense"),
+        ("", prompts("document"), CheckpointError, 'begins every text with "passage: "'),
+        ("optimum: {pooling: cls}", prompts("document"), CheckpointError, "default_prompt_name"),
+        ("", prompts("none"), CheckpointError, "expected the name of a prompt"),
+        ("", prompts([]), CheckpointError, "expected the name of a prompt"),
+        ("", {"config_sentence_transformers.json": {"prompts": ["a"]}}, CheckpointError, "expected texts by name"),
         ("", {"modules.json": {}}, CheckpointError, "modules"),
         ("optimum: {max_length: 65}", {}, CheckpointError, "at most 64"),
         ("", without("hidden_size"), CheckpointError, "hidden_size"),
@@ -250,6 +269,21 @@ def test_a_tokenizer_without_a_limit_reads_as_much_as_the_model(export: Any) -> 
     directory = export("", {"tokenizer_config.json": {"model_max_length": NO_LIMIT}})
     assert read_manifest(directory).model.context_length == 64
     assert verify(directory).verdict == "pass"
+
+
+@pytest.mark.parametrize("default", [None, "plain"])
+def test_prompts_are_told_and_left_to_people(export: Any, default: Any) -> None:
+    listed = '"query: " (query), "passage: " (document)'
+    directory = export("", prompts(default), heard=(heard := Listener()))
+    for text in ("\n".join(heard.notes), (directory / "README.md").read_text()):
+        assert f"begin them with the model's prompts yourself: {listed}" in text
+        assert "plain" not in text
+
+
+def test_prompts_that_the_mean_leaves_out_cannot_be_used(export: Any) -> None:
+    pooling = {"pooling_mode_mean_tokens": True, "include_prompt": False}
+    directory = export("", prompts() | {"1_Pooling/config.json": pooling})
+    assert "with its prompts the model cannot be used here" in (directory / "README.md").read_text()
 
 
 def test_lowercasing_is_left_to_a_tokenizer_that_does_it(export: Any, tmp_path: Path) -> None:

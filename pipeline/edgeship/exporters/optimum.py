@@ -109,9 +109,12 @@ def _read(job: Job, options: Optimum) -> _Encoder:
     """Everything of the checkpoint but its weights, checked before the long work."""
     config, path = job.source.config, job.source.path
     if config.get("is_encoder_decoder"):
+        classifies = "Classification" in str(config.get("architectures"))
         raise CheckpointError(
             f"{path}: expected an encoder, found one with a decoder ({str(config.get('model_type'))[:40]}).",
-            hint=f"set optimum.task: {REWRITE}",
+            hint="classifiers with a decoder are not exported; choose one that is an encoder, as BERT and its kin are"
+            if classifies
+            else f"set optimum.task: {REWRITE}",
         )
     vocab, hidden = whole(config, "vocab_size"), whole(config, "hidden_size", "dim", "d_model")
     heads = whole(config, "num_attention_heads", "n_heads")

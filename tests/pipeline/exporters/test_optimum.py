@@ -188,6 +188,7 @@ MAX = {"1_Pooling/config.json": {"pooling_mode_max_tokens": True, "pooling_mode_
         ("", without(vocab_size=5), CheckpointError, "vocab_size"),
         ("", {"model.safetensors": None, "pytorch_model.bin": {}}, CheckpointError, "pickle"),
         ("optimum: {task: text-classification}", without(id2label={"1": "a"}), CheckpointError, "id2label"),
+        ("optimum: {task: text-classification}", without("id2label", num_labels=0), CheckpointError, "num_labels"),
         ("optimum: {quantization: static, calibration: none.txt}", {}, RecipeError, "none.txt: .*: No such file"),
         ("optimum: {quantization: static, calibration: .}", {}, RecipeError, "but: Is a directory"),
         ("", {"model.safetensors": {}}, CheckpointError, "model.safetensors"),
@@ -258,6 +259,18 @@ def test_a_classifier_of_few_labels_is_compared_by_its_logits(
     assert json.loads((directory / "acceptance" / "encoder.json").read_text())["schema"] == 2
     verdict = verify(directory)
     assert (verdict.verdict, verdict.failures) == ("pass", ())
+
+
+def test_labels_that_are_only_counted_have_transformers_names(export: Any) -> None:
+    files = without("id2label", num_labels=4)
+    with load(export(CLASSIFY, files, labels=4)) as model:
+        assert {each.name for each in model.classify("the cat")[0]} == {f"LABEL_{i}" for i in range(4)}
+
+
+def test_a_classifier_with_a_decoder_is_not_sent_to_another_task(export: Any) -> None:
+    with pytest.raises(CheckpointError, match="expected an encoder") as caught:
+        export(CLASSIFY, without(is_encoder_decoder=True, architectures=["BartForSequenceClassification"]))
+    assert "classifiers with a decoder are not exported" in str(caught.value.hint)
 
 
 def test_positions_of_roberta_begin_after_its_padding(export: Any) -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgeship.checkpoint.files import TOKENIZER
 from edgeship.checkpoint.strict_json import show
-from edgeship.errors import CheckpointError, FidelityError, RecipeError
+from edgeship.errors import CheckpointError, RecipeError
 from edgeship.exporter import Optimum
 from edgeship.exporters import environment as environments
 from edgeship.exporters import seq2seq
+from edgeship.exporters.agreement import least_cosine, read_answers, too_far
 from edgeship.exporters.base import (
     Job,
     Made,
@@ -41,14 +41,6 @@ from edgeship_runtime.errors import EdgeshipRuntimeError
 from edgeship_runtime.facts import EMBED, REWRITE, ModelFacts, SamplingDefaults, WeightFacts
 from edgeship_runtime.manifest import Manifest, write_manifest
 
-LEAST_COSINE = {"dynamic": 0.95, "static": 0.95, "none": 0.999}
-"""Least similarity to the float model where the recipe says none.
-
-MiniLM, int8 dynamic, on x86 with VNNI: 0.993 on average; how low single texts go depends on them, 0.984 was found.
-Classifiers made of it, with one or two labels: 0.996. Processors without VNNI round more. A wrong table, pooling or
-kernel is far below.
-"""
-CLOSER = "optimum: quantization: dynamic with per_channel: true loses least; none keeps float32"
 CALIBRATION_TEXTS = 1024
 CALIBRATION_BYTES = 16 << 20
 
@@ -73,7 +65,7 @@ def write(job: Job) -> Made:
             hint="use a checkpoint that transformers knows by itself",
         )
     if options.task == REWRITE:
-        return seq2seq.write(job, options, job.recipe.accept.cosine or LEAST_COSINE[options.quantization])
+        return seq2seq.write(job, options)
     encoder = _read(job, options)
     if encoder.note:
         job.progress.note(encoder.note)
@@ -198,15 +190,13 @@ def _compare(job: Job, made: Manifest, asked: Sequence[Sequence[int]], made_with
         scores = reading if isinstance(reading, Scores) else None
         read = replace(scores, function="none") if scores else reading
         floats, found = (
-            [np.asarray(read(rows), np.float32).ravel() for rows in _answers(job.scratch / name)]
+            [np.asarray(read(rows), np.float32).ravel() for rows in read_answers(job.scratch / name)]
             for name in ("float.npz", "made.npz")
         )
     except EdgeshipRuntimeError as error:
         raise CheckpointError(f"{job.source.path}: {error.message}.", hint=error.hint) from None
-    options = job.recipe.optimum or Optimum()
-    least = job.recipe.accept.cosine or LEAST_COSINE[options.quantization]
     pairs = list(zip(floats, found, strict=True))
-    close = _classified(scores, pairs, least) if scores else _embedded(pairs, least)
+    close = _classified(scores, pairs, job.recipe) if scores else _embedded(pairs, job.recipe)
     kind = "<f4" if scores else "<f2"  # a regression's values can be large, and close together
     cases = [
         {"text": text, "token_ids": list(ids), "values": base64.b64encode(values.astype(kind).tobytes()).decode()}
@@ -215,7 +205,7 @@ def _compare(job: Job, made: Manifest, asked: Sequence[Sequence[int]], made_with
     golden = {
         "schema": 2 if scores else 1,
         "made_with": f"float32, {made_with}",
-        "least_cosine": least,
+        "least_cosine": least_cosine(job.recipe),
         "cases": cases,
     }
     (job.directory / GOLDEN).parent.mkdir(exist_ok=True)
@@ -223,33 +213,25 @@ def _compare(job: Job, made: Manifest, asked: Sequence[Sequence[int]], made_with
     return close
 
 
-def _embedded(pairs: Sequence[Pair], least: float) -> str:
+def _embedded(pairs: Sequence[Pair], recipe: Recipe) -> str:
     """How close each vector is to the float model's, in words. Raises FidelityError where one is too far."""
     cosines = [cosine(*pair) for pair in pairs]
     worst, mean = min(cosines), sum(cosines) / len(cosines)
-    if worst < least:
-        raise FidelityError(
-            f"accept.cosine: expected at least {least:g} to the float model, found {worst:.4f} at "
-            f"{show(TEXTS[cosines.index(worst)])} (mean {mean:.4f}). The artifact was not sealed.",
-            hint=CLOSER,
-        )
+    if worst < least_cosine(recipe):
+        text = show(TEXTS[cosines.index(worst)])
+        raise too_far(recipe, f"to the float model, found {worst:.4f} at {text} (mean {mean:.4f})")
     return f"cosine similarity to the float model {mean:.4f}, at least {worst:.4f} ({len(cosines)} texts)"
 
 
-def _classified(scores: Scores, pairs: Sequence[Pair], least: float) -> str:
+def _classified(scores: Scores, pairs: Sequence[Pair], recipe: Recipe) -> str:
     """How close the logits of all texts are to the float model's, in words. Raises FidelityError at too far."""
     found = scores.similarity(pairs)
-    if found < least:
+    if found < least_cosine(recipe):
         apart = [float(np.abs(ours - theirs).max()) for ours, theirs in pairs]
-        text = TEXTS[int(np.argmax(apart))]
-        raise FidelityError(
-            f"accept.cosine: expected at least {least:g} of the logits to the float model's, all texts together, found "
-            f"{found:.4f}; they differ most, by {max(apart):.3g}, at {show(text)}. The artifact was not sealed.",
-            hint=CLOSER,
+        text = show(TEXTS[int(np.argmax(apart))])
+        raise too_far(
+            recipe,
+            f"of the logits to the float model's, all texts together, found {found:.4f}; they differ most, by "
+            f"{max(apart):.3g}, at {text}",
         )
     return f"cosine similarity of the logits to the float model's {found:.4f} ({len(pairs)} texts together)"
-
-
-def _answers(path: Path) -> list[NDArray[np.float32]]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return [arrays[f"arr_{place}"] for place in range(len(arrays.files))]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgeship.checkpoint.files import TOKENIZER
 from edgeship.checkpoint.strict_json import show
-from edgeship.errors import CheckpointError, FidelityError
+from edgeship.errors import CheckpointError
 from edgeship.exporter import Optimum
 from edgeship.exporters import environment as environments
+from edgeship.exporters.agreement import least_cosine, read_answers, too_far
 from edgeship.exporters.base import Job, Made, described, manifest, ship, weight_bytes, whole, write_card
 from edgeship.exporters.pooling import sequence_limit
 from edgeship.exporters.texts import TEXTS
@@ -44,7 +43,7 @@ class _Pair:
     start: int  # the token that every answer begins with
 
 
-def write(job: Job, options: Optimum, least: float) -> Made:
+def write(job: Job, options: Optimum) -> Made:
     """Export, quantize, compare and seal. Raises FidelityError where it is too far from the float model."""
     pair = _read(job, options)
     asked = [pair.tokenizer.encode(text).ids for text in TEXTS]
@@ -62,7 +61,7 @@ def write(job: Job, options: Optimum, least: float) -> Made:
         "threads": job.threads,
     }
     answer = environments.run(job.environment, "rewriter", request, job.progress)
-    close = _compare(job, asked, answer, least)
+    close = _compare(job, asked, answer)
     files = ship(job, SIDE_FILES)
     size, count = weight_bytes(files), int(answer["parameters"])
     kind = "float32" if options.quantization == "none" else "int8"
@@ -116,9 +115,9 @@ def _read(job: Job, options: Optimum) -> _Pair:
     return _Pair(facts, tokenizer, ids["decoder_start_token_id"] or 0)
 
 
-def _compare(job: Job, asked: list[list[int]], answer: dict[str, Any], least: float) -> str:
+def _compare(job: Job, asked: list[list[int]], answer: dict[str, Any]) -> str:
     """Write the float model's logits as golden values; how close the artifact's are, in words."""
-    floats, found = (_answers(job.scratch / name) for name in ("float.npz", "made.npz"))
+    floats, found = (read_answers(job.scratch / name) for name in ("float.npz", "made.npz"))
     cases, cosines, equal, positions = [], [], 0, 0
     for place, (ours, theirs) in enumerate(zip(floats, found, strict=True)):
         best = np.argsort(-ours, axis=-1, kind="stable")[:, :BEST]
@@ -135,19 +134,16 @@ def _compare(job: Job, asked: list[list[int]], answer: dict[str, Any], least: fl
             }
         )
     worst, mean = min(cosines), sum(cosines) / len(cosines)
-    if worst < least:
-        raise FidelityError(
-            f"accept.cosine: expected at least {least:g} to the float model, found {worst:.4f} at "
-            f"{show(TEXTS[cosines.index(worst)])} (mean {mean:.4f}). The artifact was not sealed.",
-            hint="optimum: quantization: dynamic with per_channel: true loses least; none keeps float32",
-        )
-    golden = {"schema": 1, "made_with": f"float32, {answer['made_with']}", "least_cosine": least, "cases": cases}
+    if worst < least_cosine(job.recipe):
+        text = show(TEXTS[cosines.index(worst)])
+        raise too_far(job.recipe, f"to the float model, found {worst:.4f} at {text} (mean {mean:.4f})")
+    golden = {
+        "schema": 1,
+        "made_with": f"float32, {answer['made_with']}",
+        "least_cosine": least_cosine(job.recipe),
+        "cases": cases,
+    }
     (job.directory / GOLDEN).parent.mkdir(exist_ok=True)
     (job.directory / GOLDEN).write_text(json.dumps(golden, ensure_ascii=False) + "\n", encoding="utf-8")
     tokens = f"{equal} of {positions} tokens equal"
     return f"logits: cosine similarity to the float model {mean:.4f}, at least {worst:.4f}; {tokens}"
-
-
-def _answers(path: Path) -> list[NDArray[np.float32]]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return [np.asarray(arrays[f"arr_{place}"], np.float32) for place in range(len(arrays.files))]

@@ -25,7 +25,7 @@ from edgeship_runtime.manifest import read_manifest
 from edgeship_runtime.verify import verify
 from encoders import LABELS, SIZE, WORDS, modules, write_files, write_words
 from exporter_standin import asked, stand_in
-from exports import Listener
+from exports import Listener, recipe
 
 CONFIG = {
     "architectures": ["BertModel"],
@@ -222,11 +222,27 @@ def test_one_too_far_from_the_float_model_is_not_sealed(export: Any, tmp_path: P
     assert not list((tmp_path / "out").rglob("edgeship.json"))
 
 
+@pytest.mark.parametrize(
+    ("text", "default", "said"),
+    [
+        ("", True, "{quantization: none} keeps float32"),
+        ("accept: {cosine: 0.9}", False, "{quantization: none} keeps float32"),
+        ("optimum: {per_channel: false}", True, "dynamic with per_channel: true loses least"),
+        ("optimum: {quantization: none}", True, "the graph itself answers otherwise"),
+    ],
+)
+def test_what_would_come_closer_is_not_what_was_done(export: Any, text: str, default: bool, said: str) -> None:
+    with pytest.raises(FidelityError) as caught:
+        export(text, far="mirrored")
+    assert said in str(caught.value.hint)
+    assert ("(the default)" in caught.value.message) == default
+
+
 def test_the_text_that_is_too_far_is_readable() -> None:
     place = next(i for i, text in enumerate(TEXTS) if "東京" in text)
     one = np.ones(2, np.float32)
     pairs = [(one, -one if i == place else one) for i in range(len(TEXTS))]
-    for close in (lambda: _embedded(pairs, 0.9), lambda: _classified(Scores(("a", "b"), "none"), pairs, 0.9)):
+    for close in (lambda: _embedded(pairs, recipe()), lambda: _classified(Scores(("a", "b"), "none"), pairs, recipe())):
         with pytest.raises(FidelityError, match=f'at "{TEXTS[place]}"'):
             close()
 
@@ -252,7 +268,9 @@ def test_a_classifier_of_few_labels_is_compared_by_its_logits(
 ) -> None:
     files = named(labels, problem_type=problem)
     for far in ("flipped", "far off", "a tenth", "the same"):
-        with pytest.raises(FidelityError, match=r"expected at least 0\.95 of the logits .* they differ most, by"):
+        with pytest.raises(
+            FidelityError, match=r"expected at least 0\.95 \(the default\) of the logits .* they differ most, by"
+        ):
             export(CLASSIFY, files, labels=labels, far=far)
         assert not list((tmp_path / "out").rglob("edgeship.json"))
     directory = export(CLASSIFY, files, labels=labels)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from edgeship.exporters.agreement import least_cosine, read_answers, too_far
 from edgeship.exporters.base import Job, Made, described, manifest, ship, weight_bytes, whole, write_card
 from edgeship.exporters.pooling import sequence_limit
 from edgeship.exporters.texts import TEXTS
-from edgeship.tokenizer import GENERATION, TOKENIZER_CONFIG, open_tokenizer
+from edgeship.tokenizer import GENERATION, TOKENIZER_CONFIG, open_tokenizer, read_optional
 from edgeship_runtime.encoder import cosine
 from edgeship_runtime.facts import ModelFacts, SamplingDefaults, WeightFacts
 from edgeship_runtime.manifest import write_manifest
@@ -86,13 +88,7 @@ def _read(job: Job, options: Optimum) -> _Pair:
         whole(config, "num_decoder_layers", "decoder_layers", "num_layers"),
         whole(config, "num_heads", "decoder_attention_heads"),
     )
-    ids = {name: config.get(name) for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id")}
-    for name, value in ids.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab:
-            raise CheckpointError(
-                f"{path}: config.json: {name}: expected a token id below {vocab}, found {str(value)[:40]!r}.",
-                hint="restore the file as it was published",
-            )
+    start, ends, pad = _special(path, config, vocab)
     said = config.get("max_position_embeddings", config.get("n_positions", POSITIONS))
     tokenizer = open_tokenizer(path / TOKENIZER, vocab)
     length = sequence_limit(path, tokenizer, options, said if isinstance(said, int) and said >= 1 else POSITIONS)
@@ -107,12 +103,37 @@ def _read(job: Job, options: Optimum) -> _Pair:
         context_length=length,
         default_context=length,
         bos_token_id=None,
-        eos_token_ids=(ids["eos_token_id"] or 0,),
-        pad_token_id=ids["pad_token_id"],
+        eos_token_ids=ends,
+        pad_token_id=pad,
         logits="all",
         task=options.task,
     )
-    return _Pair(facts, tokenizer, ids["decoder_start_token_id"] or 0)
+    return _Pair(facts, tokenizer, start)
+
+
+def _special(path: Path, config: Mapping[str, Any], vocab: int) -> tuple[int, tuple[int, ...], int]:
+    """The token that begins an answer, those that end it, and padding, found where transformers looks to generate.
+
+    generation_config.json goes before config.json. Raises CheckpointError at an id that is no token, and at none.
+    """
+    generation = read_optional(path / GENERATION)
+
+    def ids(name: str, *others: str) -> tuple[int, ...]:
+        said = (values.get(key) for key in (name, *others) for values in (generation, config))
+        value = next((each for each in said if each is not None), None)
+        found = value if isinstance(value, list) and value else [value]
+        if any(isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < vocab for each in found):
+            raise CheckpointError(
+                f"{path}: {name}: expected a token id below {vocab} in {GENERATION} or config.json, found "
+                f"{'none' if value is None else show(str(value), 40)}.",
+                hint=f"take {name} from the model's documentation into {GENERATION}"
+                if value is None
+                else "restore the file as it was published",
+            )
+        return tuple(found)
+
+    ends = ids("eos_token_id")
+    return ids("decoder_start_token_id", "bos_token_id")[0], ends, ids("pad_token_id", "eos_token_id")[0]
 
 
 def _compare(job: Job, asked: list[list[int]], answer: dict[str, Any]) -> str:

@@ -144,16 +144,25 @@ def test_without_pillow_it_is_said_before_the_work(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("plot.svg", r"expected a file named \*\.png"), ("file/plot.png", "no file can be written at")]
+    ("name", "said"),
+    [
+        ("plot.svg", r"expected a file named \*\.png"),
+        ("file/plot.png", "no file can be written at"),
+        ("directory.png", "no file can be written at"),
+        ("/proc/plot.png", "no file can be written at"),
+        ("/proc/none/plot.png", "no file can be written at"),
+    ],
 )
 def test_a_plot_that_cannot_be_is_refused_before_the_work(
     name: str, said: str, artifacts: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "directory.png").mkdir()
     code, _, err = run(capsys, artifacts / "int4", "--reference", checkpoint, "--plot", str(tmp_path / name))
     assert code == 2
     assert re.search(said, err)
     assert "float model" not in err
+    assert len(list(tmp_path.iterdir())) == 2  # nothing was left by trying
 
 
 def test_a_plot_where_nothing_can_be_written(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from edgeship import archs
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # in id order, after the BPE vocabulary
 SMALLEST_VOCAB = 256 + len(SPECIAL)  # byte-level BPE holds every byte
+NO_LIMIT = int(1e30)  # what transformers saves for a tokenizer that has none
 STORED: dict[str, type] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
 CHAT_TEMPLATE = """\
@@ -179,7 +180,7 @@ def write_tokenizer(path: Path, vocab: int = 320) -> None:
         "pad_token": "<|endoftext|>",
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": 256,
+        "model_max_length": NO_LIMIT,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     _write_json(path / "tokenizer_config.json", config)

@@ -30,10 +30,11 @@ LABELS = ("bad", "fair", "good")
 Answer = Callable[[Sequence[int]], NDArray[np.float32]]
 
 
-def write_words(directory: Path) -> Tokenizer:
-    """A tokenizer of whole words, with BERT's tokens around a text."""
+def write_words(directory: Path, *, cased: bool = False) -> Tokenizer:
+    """A tokenizer of whole words, in any case unless `cased`, with BERT's tokens around a text."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
+    if not cased:
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", WORDS.index("[CLS]")), ("[SEP]", WORDS.index("[SEP]"))]
@@ -210,24 +211,21 @@ def write_encoder(directory: Path, task: str, files: dict[str, Any] | None = Non
 
 
 def write_rewriter(directory: Path, kind: str) -> Any:
-    """A small "t5" or "marian" with random weights as transformers saves it; returns the model."""
+    """A small "t5" or "bart" with random weights as transformers saves it; returns the model."""
     import torch
-    from transformers import MarianConfig, MarianMTModel, T5Config, T5ForConditionalGeneration
+    from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    special = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
+    special = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0 if kind == "t5" else 3}
     model: Any
     if kind == "t5":
         model = T5ForConditionalGeneration(
             T5Config(vocab_size=len(WORDS), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, **special)
         )
     else:
-        sides = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _MARIAN.items()}
-        model = MarianMTModel(
-            MarianConfig(
-                vocab_size=len(WORDS), d_model=32, max_position_embeddings=64, init_std=0.5, **sides, **special
-            )
-        )
+        sides = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _BART.items()}
+        config = {"d_model": 32, "max_position_embeddings": 64, "init_std": 0.5, "bos_token_id": 2} | sides | special
+        model = BartForConditionalGeneration(BartConfig(vocab_size=len(WORDS), forced_eos_token_id=3, **config))
     directory.mkdir(parents=True)
     model.eval().save_pretrained(directory, safe_serialization=True)
     write_words(directory)
@@ -237,7 +235,7 @@ def write_rewriter(directory: Path, kind: str) -> Any:
     return model
 
 
-_MARIAN = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
+_BART = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
 
 
 def write_bert(

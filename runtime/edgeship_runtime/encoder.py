@@ -104,10 +104,12 @@ def read_reading(directory: Path, manifest: Manifest) -> Pooling | Scores:
 
 def read_scores(path: Path, task: str) -> Scores:
     """What transformers' pipeline makes of a classifier's logits, by its config.json; raises ArtifactError."""
-    config = Fields(read_json(path, _MAX_BYTES), str(path), "", (), ("id2label",), open=True)
-    labels = {str(i): f"LABEL_{i}" for i in range(2)}  # transformers writes all others
+    config = Fields(read_json(path, _MAX_BYTES), str(path), "", (), ("id2label", "num_labels"), open=True)
     if "id2label" in config:
         labels = config.text_mapping("id2label", 1 << 16)
+    else:  # as transformers names them, which leaves out two
+        count = config.integer("num_labels", 1, 1 << 16) if "num_labels" in config else 2
+        labels = {str(i): f"LABEL_{i}" for i in range(count)}
     if set(labels) != {str(i) for i in range(len(labels))} or not labels:
         raise config.error("id2label", "expected the labels 0, 1 and so on")
     function, problem = "softmax", config.value("problem_type")

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from checkpoints import write_checkpoint
+from checkpoints import NO_LIMIT, write_checkpoint
 from edgeship.errors import CheckpointError
-from edgeship.tokenizer import chat_templates, open_tokenizer, special_tokens
+from edgeship.tokenizer import chat_templates, open_tokenizer, read_optional, special_tokens
 
 VOCAB = {"vocab_size": 320}
 SCALARS = (
@@ -84,6 +84,14 @@ def test_where_the_end_is_looked_for(generation: Any, config: Any, expected: tup
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     assert special_tokens(directory, VOCAB | config, tokenizer).eos == expected
+
+
+def test_a_tokenizer_without_a_limit_is_read(directory: Path) -> None:
+    (directory / "tokenizer_config.json").write_text(json.dumps({"model_max_length": NO_LIMIT}))
+    assert read_optional(directory / "tokenizer_config.json") == {"model_max_length": NO_LIMIT}
+    (directory / "tokenizer_config.json").write_text(f'{{"model_max_length": {"9" * 41}}}')
+    with pytest.raises(CheckpointError, match=r"the number 9{20}… is out of range"):
+        read_optional(directory / "tokenizer_config.json")
 
 
 @pytest.mark.parametrize("member", ["chat_template", "eos_token"])

@@ -22,7 +22,11 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODULES = "modules.json"
 SENTENCE = "sentence_bert_config.json"
-SIDE_FILES = (CONFIG, "generation_config.json", "tokenizer*.json", "chat_template.jinja", "LICENSE*", MODULES, SENTENCE)
+PROMPTS = "config_sentence_transformers.json"
+SIDE_FILES = (
+    *(CONFIG, "generation_config.json", "tokenizer*.json", "chat_template.jinja", "LICENSE*"),
+    *(MODULES, SENTENCE, PROMPTS),
+)
 """What is read or shipped beside the weights, as patterns."""
 
 JSON_LIMIT = 50_000_000  # bytes of config.json or an index: the largest seen (a MoE's index) has 5 MB
@@ -61,7 +65,8 @@ def require_tokenizer(names: Collection[str], place: str) -> None:
         raise CheckpointError(
             f"{place}: expected {TOKENIZER}, found none: text cannot be turned into this model's tokens.",
             hint='make it from the older tokenizer files: python -c "from transformers import AutoTokenizer as T; '
-            "T.from_pretrained('DIR').save_pretrained('DIR')\"",
+            "T.from_pretrained('DIR').save_pretrained('DIR')\"; where that writes none, transformers has the "
+            "tokenizer in its slow form only (Marian, M2M100, ProphetNet), and the model cannot be exported",
         )
 
 

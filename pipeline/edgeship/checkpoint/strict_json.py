@@ -8,6 +8,10 @@ from typing import Any, NoReturn
 
 from edgeship.errors import CheckpointError
 
+DIGITS = 40
+"""Of a whole number: transformers writes int(1e30) where a tokenizer has no limit. What has a range is checked by
+whoever reads it; here only numbers are refused that take long to read."""
+
 DAMAGED = "download the file again; a copy that was cut short or edited looks like this"
 
 
@@ -15,7 +19,7 @@ def parse_object(blob: bytes, file: str, what: str) -> dict[str, Any]:
     """The JSON object that `blob` holds, UTF-8.
 
     Raises CheckpointError, naming `file` and `what`, at anything json.loads would let pass (repeated keys, NaN,
-    infinities, numbers beyond 64 bits) and at anything that is not one object.
+    infinities, numbers of more than 40 digits) and at anything that is not one object.
     """
     try:
         # loads() would also guess UTF-16 and UTF-32, which the formats do not allow.
@@ -66,7 +70,7 @@ def _no_constant(text: str) -> NoReturn:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20:  # 64 bits and a sign; int() of thousands of digits is slow, then refused
+    if len(text) > DIGITS:
         raise ValueError(f"the number {text[:20]}… is out of range")
     return int(text)
 

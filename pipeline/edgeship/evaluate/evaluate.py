@@ -20,6 +20,7 @@ from edgeship.checkpoint.checkpoint import Checkpoint, account, open_checkpoint
 from edgeship.errors import ArtifactError, DependencyError, EdgeshipError, ResourceError, UsageError
 from edgeship.evaluate.measures import NGRAM, SOURCE, Fidelity, repetition
 from edgeship.evaluate.sources import PassLogits, compare, continue_engine, continue_pass, engine_logits, prompts
+from edgeship.evaluate.tokens import same_tokenizer
 from edgeship.evaluate.windows import Windows, read_windows
 from edgeship.plan import read_decoder
 from edgeship.progress import Progress
@@ -116,6 +117,10 @@ def evaluate(
     opened = _open(reference, text, tokens, window, _scaling(found), adapters)
     for directory, manifest in found:
         _check_same_model(directory, manifest, opened)
+        if not same_tokenizer(directory, reference, opened.tokenizer):
+            progress.note(
+                f"{directory}: its tokenizer.json is not the reference's; both are given the reference's tokens"
+            )
     windows = opened.windows
     texts: list[list[int]] = []
     with _reference_logits(opened, progress) as logits:

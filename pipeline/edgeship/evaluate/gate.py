@@ -101,7 +101,7 @@ def _refusal(plan: Plan, accept: Accept, found: Fidelity, problems: list[str], r
         cost = format_size(sum(each.nbytes for each in chosen))
         count = sum(len(each.keys) for each in chosen)
         hint = (
-            f"accept.repair: true raises {count} tensors for about {cost} more, and others until it is accepted; "
+            f"accept.repair: true raises {count} tensors first, for about {cost} more, then more until accepted; "
             "or choose larger types, or allow more"
         )
     return FidelityError(

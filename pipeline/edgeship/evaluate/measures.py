@@ -52,7 +52,8 @@ class Comparison:
         Raises CheckpointError where `reference` has what is no number, ArtifactError where `found` has.
         """
         ours, theirs = log_probabilities(reference), log_probabilities(found)
-        kl = float(np.exp(ours) @ (ours - theirs))
+        with np.errstate(invalid="ignore"):  # infinite logits are refused below
+            kl = float(np.exp(ours) @ (ours - theirs))
         if not isfinite(kl) and not np.isfinite(reference).all():
             raise CheckpointError(
                 "expected finite logits from the float model, found NaN or infinity. Nothing can be compared with it.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -73,8 +73,14 @@ def require(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise UsageError(f"--plot: expected a file named *.png, found {path}.", hint="the plot is a PNG")
     above = next(each for each in path.absolute().parents if each.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK) or path.is_dir():
-        raise UsageError(f"--plot: no file can be written at {path}.", hint="give one in a directory of yours")
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:  # rights alone do not tell: nothing can be made in /proc
+            tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:
+        hint = "give one in a directory of yours"
+        raise UsageError(f"--plot: no file can be written at {path} ({error.strerror}).", hint=hint) from None
     try:
         import PIL.Image  # noqa: F401
     except ImportError:

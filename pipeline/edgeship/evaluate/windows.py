@@ -91,7 +91,7 @@ def _read(text: Path) -> str:
     try:
         if text.stat().st_size > MOST_BYTES:
             raise UsageError(f"{text}: expected a text of at most 1 GB.", hint="cut a part of it out")
-        return text.read_text(encoding="utf-8")
+        return text.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         hint = "give plain text, or convert it with iconv"
         raise UsageError(f"{text}: expected UTF-8 text, found another byte at {error.start}.", hint=hint) from None

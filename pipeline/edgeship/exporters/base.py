@@ -160,7 +160,7 @@ from revision `{revision}`.
 
 - size: {size}, {bits:.2f} bits per weight
 - {summary}
-
+{note}
 ```sh
 pip install 'edgeship-runtime[ort]'
 edgeship-runtime verify .
@@ -171,8 +171,10 @@ edgeship-runtime verify .
 """
 
 
-def write_card(job: Job, kind: str, task: str, count: int, size: int, summary: str, example: str) -> None:
-    """README.md of the artifact."""
+def write_card(
+    job: Job, kind: str, task: str, count: int, size: int, summary: str, example: str, note: str = ""
+) -> None:
+    """README.md of the artifact; `note`: what else is to be known of it."""
     recipe = job.recipe
     front = {
         "base_model": recipe.source.repo,
@@ -192,6 +194,7 @@ def write_card(job: Job, kind: str, task: str, count: int, size: int, summary: s
         size=format_size(size),
         bits=8 * size / count,
         summary=summary,
+        note=f"- {note}\n" if note else "",
         example=example,
     )
     (job.directory / "README.md").write_text(text, encoding="utf-8")

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgeship.checkpoint.files import TOKENIZER
 from edgeship.checkpoint.strict_json import show
-from edgeship.errors import CheckpointError, FidelityError, RecipeError
+from edgeship.errors import CheckpointError, RecipeError
 from edgeship.exporter import Optimum
 from edgeship.exporters import environment as environments
 from edgeship.exporters import seq2seq
+from edgeship.exporters.agreement import least_cosine, read_answers, too_far
 from edgeship.exporters.base import (
     Job,
     Made,
@@ -31,6 +31,7 @@ from edgeship.exporters.base import (
 )
 from edgeship.exporters.environment import Environment
 from edgeship.exporters.pooling import Modules, module_files, read_modules, sequence_limit
+from edgeship.exporters.prompts import read_prompts, told
 from edgeship.exporters.texts import TEXTS
 from edgeship.progress import Progress
 from edgeship.recipe import Recipe
@@ -40,14 +41,6 @@ from edgeship_runtime.errors import EdgeshipRuntimeError
 from edgeship_runtime.facts import EMBED, REWRITE, ModelFacts, SamplingDefaults, WeightFacts
 from edgeship_runtime.manifest import Manifest, write_manifest
 
-LEAST_COSINE = {"dynamic": 0.95, "static": 0.95, "none": 0.999}
-"""Least similarity to the float model where the recipe says none.
-
-MiniLM, int8 dynamic, on x86 with VNNI: 0.993 on average; how low single texts go depends on them, 0.984 was found.
-Classifiers made of it, with one or two labels: 0.996. Processors without VNNI round more. A wrong table, pooling or
-kernel is far below.
-"""
-CLOSER = "optimum: quantization: dynamic with per_channel: true loses least; none keeps float32"
 CALIBRATION_TEXTS = 1024
 CALIBRATION_BYTES = 16 << 20
 
@@ -72,8 +65,10 @@ def write(job: Job) -> Made:
             hint="use a checkpoint that transformers knows by itself",
         )
     if options.task == REWRITE:
-        return seq2seq.write(job, options, job.recipe.accept.cosine or LEAST_COSINE[options.quantization])
+        return seq2seq.write(job, options)
     encoder = _read(job, options)
+    if encoder.note:
+        job.progress.note(encoder.note)
     asked = [encoder.tokenizer.encode(text).ids for text in TEXTS]
     answer = environments.run(job.environment, "encoder", _request(job, options, encoder, asked), job.progress)
     if encoder.modules is not None:
@@ -88,7 +83,7 @@ def write(job: Job) -> Made:
     made = manifest(job, encoder.facts, SamplingDefaults(), files, weights)
     close = _compare(job, made, asked, str(answer["made_with"]))
     example = f"edgeship-runtime {'embed' if options.task == EMBED else 'classify'} . 'A text.'"
-    write_card(job, encoder.facts.type, options.task, count, size, close, example)
+    write_card(job, encoder.facts.type, options.task, count, size, close, example, encoder.note)
     made = replace(made, files=described(job.directory))
     write_manifest(job.directory, made)
     return Made(round(8 * size / count, 3), close)
@@ -99,15 +94,19 @@ class _Encoder:
     facts: ModelFacts
     tokenizer: Tokenizer  # cuts texts as the runtime does
     modules: Modules | None  # None: it classifies
+    note: str  # what people have to know of it
 
 
 def _read(job: Job, options: Optimum) -> _Encoder:
     """Everything of the checkpoint but its weights, checked before the long work."""
     config, path = job.source.config, job.source.path
     if config.get("is_encoder_decoder"):
+        classifies = "Classification" in str(config.get("architectures"))
         raise CheckpointError(
             f"{path}: expected an encoder, found one with a decoder ({str(config.get('model_type'))[:40]}).",
-            hint=f"set optimum.task: {REWRITE}",
+            hint="classifiers with a decoder are not exported; choose one that is an encoder, as BERT and its kin are"
+            if classifies
+            else f"set optimum.task: {REWRITE}",
         )
     vocab, hidden = whole(config, "vocab_size"), whole(config, "hidden_size", "dim", "d_model")
     heads = whole(config, "num_attention_heads", "n_heads")
@@ -116,9 +115,10 @@ def _read(job: Job, options: Optimum) -> _Encoder:
     pad = pad if isinstance(pad, int) and 0 <= pad < vocab else None
     kind = str(config.get("model_type", ""))[:100]
     positions = whole(config, "max_position_embeddings") - ((pad or 0) + 1 if kind in SHIFTED else 0)
-    length = sequence_limit(path, options, positions)
+    length = sequence_limit(path, tokenizer, options, positions)
     tokenizer.enable_truncation(length)
     modules = read_modules(path, options) if options.task == EMBED else None
+    note = told(read_prompts(path), pooled=modules.prompts) if modules else ""
     if modules is None:
         _check_labels(path, options)
     facts = ModelFacts(
@@ -136,7 +136,7 @@ def _read(job: Job, options: Optimum) -> _Encoder:
         logits="all",
         task=options.task,
     )
-    return _Encoder(facts, tokenizer, modules)
+    return _Encoder(facts, tokenizer, modules, note)
 
 
 def _check_labels(path: Path, options: Optimum) -> None:
@@ -190,15 +190,13 @@ def _compare(job: Job, made: Manifest, asked: Sequence[Sequence[int]], made_with
         scores = reading if isinstance(reading, Scores) else None
         read = replace(scores, function="none") if scores else reading
         floats, found = (
-            [np.asarray(read(rows), np.float32).ravel() for rows in _answers(job.scratch / name)]
+            [np.asarray(read(rows), np.float32).ravel() for rows in read_answers(job.scratch / name)]
             for name in ("float.npz", "made.npz")
         )
     except EdgeshipRuntimeError as error:
         raise CheckpointError(f"{job.source.path}: {error.message}.", hint=error.hint) from None
-    options = job.recipe.optimum or Optimum()
-    least = job.recipe.accept.cosine or LEAST_COSINE[options.quantization]
     pairs = list(zip(floats, found, strict=True))
-    close = _classified(scores, pairs, least) if scores else _embedded(pairs, least)
+    close = _classified(scores, pairs, job.recipe) if scores else _embedded(pairs, job.recipe)
     kind = "<f4" if scores else "<f2"  # a regression's values can be large, and close together
     cases = [
         {"text": text, "token_ids": list(ids), "values": base64.b64encode(values.astype(kind).tobytes()).decode()}
@@ -207,7 +205,7 @@ def _compare(job: Job, made: Manifest, asked: Sequence[Sequence[int]], made_with
     golden = {
         "schema": 2 if scores else 1,
         "made_with": f"float32, {made_with}",
-        "least_cosine": least,
+        "least_cosine": least_cosine(job.recipe),
         "cases": cases,
     }
     (job.directory / GOLDEN).parent.mkdir(exist_ok=True)
@@ -215,33 +213,25 @@ def _compare(job: Job, made: Manifest, asked: Sequence[Sequence[int]], made_with
     return close
 
 
-def _embedded(pairs: Sequence[Pair], least: float) -> str:
+def _embedded(pairs: Sequence[Pair], recipe: Recipe) -> str:
     """How close each vector is to the float model's, in words. Raises FidelityError where one is too far."""
     cosines = [cosine(*pair) for pair in pairs]
     worst, mean = min(cosines), sum(cosines) / len(cosines)
-    if worst < least:
-        raise FidelityError(
-            f"accept.cosine: expected at least {least:g} to the float model, found {worst:.4f} at "
-            f"{show(TEXTS[cosines.index(worst)])} (mean {mean:.4f}). The artifact was not sealed.",
-            hint=CLOSER,
-        )
+    if worst < least_cosine(recipe):
+        text = show(TEXTS[cosines.index(worst)])
+        raise too_far(recipe, f"to the float model, found {worst:.4f} at {text} (mean {mean:.4f})")
     return f"cosine similarity to the float model {mean:.4f}, at least {worst:.4f} ({len(cosines)} texts)"
 
 
-def _classified(scores: Scores, pairs: Sequence[Pair], least: float) -> str:
+def _classified(scores: Scores, pairs: Sequence[Pair], recipe: Recipe) -> str:
     """How close the logits of all texts are to the float model's, in words. Raises FidelityError at too far."""
     found = scores.similarity(pairs)
-    if found < least:
+    if found < least_cosine(recipe):
         apart = [float(np.abs(ours - theirs).max()) for ours, theirs in pairs]
-        text = TEXTS[int(np.argmax(apart))]
-        raise FidelityError(
-            f"accept.cosine: expected at least {least:g} of the logits to the float model's, all texts together, found "
-            f"{found:.4f}; they differ most, by {max(apart):.3g}, at {show(text)}. The artifact was not sealed.",
-            hint=CLOSER,
+        text = show(TEXTS[int(np.argmax(apart))])
+        raise too_far(
+            recipe,
+            f"of the logits to the float model's, all texts together, found {found:.4f}; they differ most, by "
+            f"{max(apart):.3g}, at {text}",
         )
     return f"cosine similarity of the logits to the float model's {found:.4f} ({len(pairs)} texts together)"
-
-
-def _answers(path: Path) -> list[NDArray[np.float32]]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return [arrays[f"arr_{place}"] for place in range(len(arrays.files))]

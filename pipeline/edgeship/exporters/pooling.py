@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from edgeship.checkpoint.files import MODULES, SENTENCE, is_plain
 from edgeship.checkpoint.strict_json import DAMAGED, parse_object, show
 from edgeship.errors import CheckpointError
 from edgeship.exporter import Optimum
+from edgeship.exporters.texts import TEXTS
 from edgeship.tokenizer import TOKENIZER_CONFIG, read_limited, read_optional
 from edgeship_runtime.encoder import CONFIG
 from edgeship_runtime.errors import EdgeshipRuntimeError
@@ -26,47 +29,49 @@ class Modules:
 
     pooling: str  # "mean" or "cls"
     normalize: bool
+    prompts: bool = True  # tokens of a prompt count, too
 
 
 def read_modules(directory: Path, options: Optimum) -> Modules:
     """The modules of a checkpoint, or of the recipe where it names them. Raises CheckpointError for other kinds."""
     path = directory / MODULES
-    if options.pooling is not None and (options.normalize is not None or not path.is_file()):
-        return Modules(options.pooling, options.normalize is not False)
     if not path.is_file():
+        if options.pooling is not None:
+            return Modules(options.pooling, options.normalize is not False)
         raise CheckpointError(
             f"{path}: expected the modules of an embedding model, found no such file.",
             hint="say how its tokens become a vector: optimum: {pooling: mean} or {pooling: cls}",
         )
-    kinds, places = _listed(path, options)
-    normalize = kinds[-1:] == ["Normalize"] if options.normalize is None else options.normalize
-    if options.pooling is not None:
-        return Modules(options.pooling, normalize)
-    if kinds not in KINDS:
+    try:
+        kinds, places = _listed(path)
+    except EdgeshipRuntimeError as error:
+        if options.pooling is not None and options.normalize is not None:
+            return Modules(options.pooling, options.normalize)
+        way_out = f"; or say all in the recipe: optimum: {{pooling: {options.pooling}, normalize: true}}"
+        raise CheckpointError(f"{error.message}.", hint=DAMAGED + (way_out if options.pooling else "")) from None
+    if not (kinds in KINDS or (options.pooling is not None and set(kinds) <= set(KINDS[-1]))):
         raise CheckpointError(
             f"{path}: expected Transformer, Pooling and perhaps Normalize, found {', '.join(kinds) or 'none'}.",
             hint="further layers are not exported; their answers would be missing from every vector",
         )
+    normalize = kinds[-1:] == ["Normalize"] if options.normalize is None else options.normalize
+    if options.pooling is not None:
+        return Modules(options.pooling, normalize)
     if not is_plain(places[1]):
         raise CheckpointError(f"{path}: expected a directory beside it, found {show(places[1])}.", hint=DAMAGED)
-    return Modules(_mode(directory / places[1] / CONFIG), normalize)
+    pooling, prompts = _mode(directory / places[1] / CONFIG)
+    return Modules(pooling, normalize, prompts or pooling == "cls")
 
 
-def _listed(path: Path, options: Optimum) -> tuple[list[str], list[str]]:
-    """The kinds of the modules that a file lists, and their directories."""
-    try:
-        top = Fields({"modules": parse_json(read_limited(path), str(path))}, str(path), "", ("modules",))
-        items = [Fields(each, str(path), "", ("type", "path"), open=True) for each in top.items("modules", 16)]
-        return [each.text("type").rpartition(".")[2] for each in items], [
-            each.text("path", empty=True) for each in items
-        ]
-    except EdgeshipRuntimeError as error:
-        way_out = f"; or say all in the recipe: optimum: {{pooling: {options.pooling}, normalize: true}}"
-        raise CheckpointError(f"{error.message}.", hint=DAMAGED + (way_out if options.pooling else "")) from None
+def _listed(path: Path) -> tuple[list[str], list[str]]:
+    """The kinds of the modules that a file lists, and their directories. Raises EdgeshipRuntimeError."""
+    top = Fields({"modules": parse_json(read_limited(path), str(path))}, str(path), "", ("modules",))
+    items = [Fields(each, str(path), "", ("type", "path"), open=True) for each in top.items("modules", 16)]
+    return [each.text("type").rpartition(".")[2] for each in items], [each.text("path", empty=True) for each in items]
 
 
-def _mode(path: Path) -> str:
-    """The one way of pooling that a module's config.json asks for."""
+def _mode(path: Path) -> tuple[str, bool]:
+    """The one way of pooling that a module's config.json asks for, and whether a prompt's tokens take part."""
     if not path.is_file():
         raise CheckpointError(
             f"{path}: expected how tokens become a vector, found no such file.",
@@ -81,7 +86,7 @@ def _mode(path: Path) -> str:
             f"{path}: expected pooling by mean or cls, found {show(' and '.join(asked))}.",
             hint="other ways are not known here",
         )
-    return asked[0]
+    return asked[0], config.get("include_prompt") is not False
 
 
 def module_files(modules: Modules, size: int, length: int) -> dict[str, Any]:
@@ -104,15 +109,17 @@ def module_files(modules: Modules, size: int, length: int) -> dict[str, Any]:
     }
 
 
-def sequence_limit(directory: Path, options: Optimum, positions: int) -> int:
+def sequence_limit(directory: Path, tokenizer: Tokenizer, options: Optimum, positions: int) -> int:
     """Tokens read of a text: by the recipe, sentence_bert_config.json, tokenizer_config.json, or the room there is.
 
     Raises CheckpointError for a limit beyond `positions`, and for texts that would have to be lowercased first.
     """
     said = read_optional(directory / SENTENCE)
-    if said.get("do_lower_case") is True:
+    if said.get("do_lower_case") is True and any(
+        tokenizer.encode(text).ids != tokenizer.encode(text.lower()).ids for text in TEXTS
+    ):
         raise CheckpointError(
-            f"{directory / SENTENCE}: do_lower_case: expected the tokenizer to do it, found true.",
+            f"{directory / SENTENCE}: do_lower_case: expected a tokenizer that does it, found one that does not.",
             hint="use a tokenizer.json whose normalizer lowercases",
         )
     if options.max_length is not None:

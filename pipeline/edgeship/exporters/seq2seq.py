@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgeship.checkpoint.files import TOKENIZER
 from edgeship.checkpoint.strict_json import show
-from edgeship.errors import CheckpointError, FidelityError
+from edgeship.errors import CheckpointError
 from edgeship.exporter import Optimum
 from edgeship.exporters import environment as environments
+from edgeship.exporters.agreement import least_cosine, read_answers, too_far
 from edgeship.exporters.base import Job, Made, described, manifest, ship, weight_bytes, whole, write_card
 from edgeship.exporters.pooling import sequence_limit
 from edgeship.exporters.texts import TEXTS
-from edgeship.tokenizer import GENERATION, TOKENIZER_CONFIG, open_tokenizer
+from edgeship.tokenizer import GENERATION, TOKENIZER_CONFIG, open_tokenizer, read_optional
 from edgeship_runtime.encoder import cosine
 from edgeship_runtime.facts import ModelFacts, SamplingDefaults, WeightFacts
 from edgeship_runtime.manifest import write_manifest
@@ -44,7 +45,7 @@ class _Pair:
     start: int  # the token that every answer begins with
 
 
-def write(job: Job, options: Optimum, least: float) -> Made:
+def write(job: Job, options: Optimum) -> Made:
     """Export, quantize, compare and seal. Raises FidelityError where it is too far from the float model."""
     pair = _read(job, options)
     asked = [pair.tokenizer.encode(text).ids for text in TEXTS]
@@ -62,7 +63,7 @@ def write(job: Job, options: Optimum, least: float) -> Made:
         "threads": job.threads,
     }
     answer = environments.run(job.environment, "rewriter", request, job.progress)
-    close = _compare(job, asked, answer, least)
+    close = _compare(job, asked, answer)
     files = ship(job, SIDE_FILES)
     size, count = weight_bytes(files), int(answer["parameters"])
     kind = "float32" if options.quantization == "none" else "int8"
@@ -87,16 +88,10 @@ def _read(job: Job, options: Optimum) -> _Pair:
         whole(config, "num_decoder_layers", "decoder_layers", "num_layers"),
         whole(config, "num_heads", "decoder_attention_heads"),
     )
-    ids = {name: config.get(name) for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id")}
-    for name, value in ids.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab:
-            raise CheckpointError(
-                f"{path}: config.json: {name}: expected a token id below {vocab}, found {str(value)[:40]!r}.",
-                hint="restore the file as it was published",
-            )
+    start, ends, pad = _special(path, config, vocab)
     said = config.get("max_position_embeddings", config.get("n_positions", POSITIONS))
-    length = sequence_limit(path, options, said if isinstance(said, int) and said >= 1 else POSITIONS)
     tokenizer = open_tokenizer(path / TOKENIZER, vocab)
+    length = sequence_limit(path, tokenizer, options, said if isinstance(said, int) and said >= 1 else POSITIONS)
     tokenizer.enable_truncation(length)
     facts = ModelFacts(
         type=str(config.get("model_type", ""))[:100],
@@ -108,17 +103,42 @@ def _read(job: Job, options: Optimum) -> _Pair:
         context_length=length,
         default_context=length,
         bos_token_id=None,
-        eos_token_ids=(ids["eos_token_id"] or 0,),
-        pad_token_id=ids["pad_token_id"],
+        eos_token_ids=ends,
+        pad_token_id=pad,
         logits="all",
         task=options.task,
     )
-    return _Pair(facts, tokenizer, ids["decoder_start_token_id"] or 0)
+    return _Pair(facts, tokenizer, start)
 
 
-def _compare(job: Job, asked: list[list[int]], answer: dict[str, Any], least: float) -> str:
+def _special(path: Path, config: Mapping[str, Any], vocab: int) -> tuple[int, tuple[int, ...], int]:
+    """The token that begins an answer, those that end it, and padding, found where transformers looks to generate.
+
+    generation_config.json goes before config.json. Raises CheckpointError at an id that is no token, and at none.
+    """
+    generation = read_optional(path / GENERATION)
+
+    def ids(name: str, *others: str) -> tuple[int, ...]:
+        said = (values.get(key) for key in (name, *others) for values in (generation, config))
+        value = next((each for each in said if each is not None), None)
+        found = value if isinstance(value, list) and value else [value]
+        if any(isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < vocab for each in found):
+            raise CheckpointError(
+                f"{path}: {name}: expected a token id below {vocab} in {GENERATION} or config.json, found "
+                f"{'none' if value is None else show(str(value), 40)}.",
+                hint=f"take {name} from the model's documentation into {GENERATION}"
+                if value is None
+                else "restore the file as it was published",
+            )
+        return tuple(found)
+
+    ends = ids("eos_token_id")
+    return ids("decoder_start_token_id", "bos_token_id")[0], ends, ids("pad_token_id", "eos_token_id")[0]
+
+
+def _compare(job: Job, asked: list[list[int]], answer: dict[str, Any]) -> str:
     """Write the float model's logits as golden values; how close the artifact's are, in words."""
-    floats, found = (_answers(job.scratch / name) for name in ("float.npz", "made.npz"))
+    floats, found = (read_answers(job.scratch / name) for name in ("float.npz", "made.npz"))
     cases, cosines, equal, positions = [], [], 0, 0
     for place, (ours, theirs) in enumerate(zip(floats, found, strict=True)):
         best = np.argsort(-ours, axis=-1, kind="stable")[:, :BEST]
@@ -135,19 +155,16 @@ def _compare(job: Job, asked: list[list[int]], answer: dict[str, Any], least: fl
             }
         )
     worst, mean = min(cosines), sum(cosines) / len(cosines)
-    if worst < least:
-        raise FidelityError(
-            f"accept.cosine: expected at least {least:g} to the float model, found {worst:.4f} at "
-            f"{show(TEXTS[cosines.index(worst)])} (mean {mean:.4f}). The artifact was not sealed.",
-            hint="optimum: quantization: dynamic with per_channel: true loses least; none keeps float32",
-        )
-    golden = {"schema": 1, "made_with": f"float32, {answer['made_with']}", "least_cosine": least, "cases": cases}
+    if worst < least_cosine(job.recipe):
+        text = show(TEXTS[cosines.index(worst)])
+        raise too_far(job.recipe, f"to the float model, found {worst:.4f} at {text} (mean {mean:.4f})")
+    golden = {
+        "schema": 1,
+        "made_with": f"float32, {answer['made_with']}",
+        "least_cosine": least_cosine(job.recipe),
+        "cases": cases,
+    }
     (job.directory / GOLDEN).parent.mkdir(exist_ok=True)
     (job.directory / GOLDEN).write_text(json.dumps(golden, ensure_ascii=False) + "\n", encoding="utf-8")
     tokens = f"{equal} of {positions} tokens equal"
     return f"logits: cosine similarity to the float model {mean:.4f}, at least {worst:.4f}; {tokens}"
-
-
-def _answers(path: Path) -> list[NDArray[np.float32]]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return [np.asarray(arrays[f"arr_{place}"], np.float32) for place in range(len(arrays.files))]

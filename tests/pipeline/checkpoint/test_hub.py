@@ -64,6 +64,7 @@ def test_brings_what_an_export_reads_and_nothing_else(client: Client) -> None:
 
 
 MODULES = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Normalize"}, {"path": "figures"}]
+SENTENCE = {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
 BAD_MODULES = [{"path": path} for path in ("..", "../up", "/etc", "a/b", ".git", "a\\b", "none", 3, None)]
 
 
@@ -71,6 +72,7 @@ def embedding(client: Client, modules: bytes) -> None:
     client.standin.files |= {
         "modules.json": modules,
         "sentence_bert_config.json": b'{"max_seq_length": 64}',
+        "config_sentence_transformers.json": b'{"prompts": {}}',
         "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
         "1_Pooling/other.json": b"no",
         "3_Dense/config.json": b"no",
@@ -81,7 +83,7 @@ def embedding(client: Client, modules: bytes) -> None:
 
 def test_brings_the_modules_of_an_embedding_model(client: Client) -> None:
     embedding(client, json.dumps([*MODULES, *BAD_MODULES, "text", None]).encode())
-    wanted = WANTED | SHARDS | {"modules.json", "sentence_bert_config.json"}
+    wanted = WANTED | SHARDS | SENTENCE
     got = client.fetch()
     assert got.names == wanted | {"1_Pooling"}
     assert got.path is not None
@@ -96,7 +98,7 @@ def test_brings_the_modules_of_an_embedding_model(client: Client) -> None:
 @pytest.mark.parametrize("modules", [b"", b"{}", b"3", b'["a"', b"\xff", b'[{"path": "1_Pooling"}, {"path": '])
 def test_modules_that_cannot_be_read_are_the_exporters_to_refuse(client: Client, modules: bytes) -> None:
     embedding(client, modules)
-    assert client.fetch().names == WANTED | SHARDS | {"modules.json", "sentence_bert_config.json"}
+    assert client.fetch().names == WANTED | SHARDS | SENTENCE
 
 
 def test_reports_progress(client: Client) -> None:

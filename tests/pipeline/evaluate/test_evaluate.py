@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 import sys
 from itertools import combinations
@@ -104,6 +105,38 @@ def test_another_model_is_refused(
     assert "the checkpoint that the artifact was made from" in err
 
 
+def test_a_reference_that_knows_the_ids_as_other_tokens_is_refused(
+    artifacts: Path, checkpoint: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    values = json.loads((other / "tokenizer.json").read_text())
+    vocab = values["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (other / "tokenizer.json").write_text(json.dumps(values))
+    code, _, err = run(capsys, artifacts / "int4", "--reference", other, "--text", text)
+    assert (code, "found 2 others, the first with id" in err) == (2, True)
+    assert '"a" for "b"' in err or '"b" for "a"' in err
+    assert "positions" not in err  # it was refused before the work
+
+
+@pytest.mark.parametrize(("change", "noted"), [({}, False), ({"normalizer": {"type": "Lowercase"}}, True)])
+def test_a_reference_that_splits_text_otherwise_is_noted(
+    artifacts: Path,
+    checkpoint: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    noted: bool,
+) -> None:
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    values = json.loads((other / "tokenizer.json").read_text()) | change
+    (other / "tokenizer.json").write_text(json.dumps(values))  # written otherwise, too
+    arguments = ("--reference", other, "--text", text, "--tokens", 64, "--window", 64, "--greedy", 0)
+    code, _, err = run(capsys, artifacts / "int4", *arguments)
+    assert (code, "its tokenizer.json is not the reference's" in err) == (0, noted)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -144,16 +177,25 @@ def test_without_pillow_it_is_said_before_the_work(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("plot.svg", r"expected a file named \*\.png"), ("file/plot.png", "no file can be written at")]
+    ("name", "said"),
+    [
+        ("plot.svg", r"expected a file named \*\.png"),
+        ("file/plot.png", "no file can be written at"),
+        ("directory.png", "no file can be written at"),
+        ("/proc/plot.png", "no file can be written at"),
+        ("/proc/none/plot.png", "no file can be written at"),
+    ],
 )
 def test_a_plot_that_cannot_be_is_refused_before_the_work(
     name: str, said: str, artifacts: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "directory.png").mkdir()
     code, _, err = run(capsys, artifacts / "int4", "--reference", checkpoint, "--plot", str(tmp_path / name))
     assert code == 2
     assert re.search(said, err)
     assert "float model" not in err
+    assert len(list(tmp_path.iterdir())) == 2  # nothing was left by trying
 
 
 def test_a_plot_where_nothing_can_be_written(tmp_path: Path) -> None:

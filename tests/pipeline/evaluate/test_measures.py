@@ -85,6 +85,7 @@ def test_the_same_logits_lose_nothing() -> None:
     assert found.perplexity == pytest.approx(np.exp(-log_probabilities(logits)[7]), rel=tolerances.LLAMA_PERPLEXITY)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_is_refused(value: float) -> None:
     logits = np.zeros(10, np.float32)

@@ -39,6 +39,14 @@ def test_the_first_tokens_of_the_text(tokenizer: Tokenizer, text: Path, checkpoi
     assert len(found.sha256) == 64
 
 
+def test_a_byte_order_mark_is_not_text(tokenizer: Tokenizer, text: Path, checkpoint: Path) -> None:
+    plain = read_windows(tokenizer, text, 200, 64, checkpoint)
+    text.write_text(TEXT, encoding="utf-8-sig")
+    marked = read_windows(tokenizer, text, 200, 64, checkpoint)
+    np.testing.assert_array_equal(marked.ids, plain.ids)
+    assert marked.sha256 == plain.sha256
+
+
 def test_a_part_of_the_text_is_tokenized_and_all_of_it_where_that_is_too_little(
     tokenizer: Tokenizer, text: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,7 +188,7 @@ print(model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new
 
 
 @needs("optimum")
-@pytest.mark.parametrize("kind", ["t5", "marian"])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_an_encoder_with_a_decoder_answers_as_transformers_has_it(export: Any, tmp_path: Path, kind: str) -> None:
     import torch
     from tokenizers import Tokenizer
@@ -208,7 +208,7 @@ def test_an_encoder_with_a_decoder_answers_as_transformers_has_it(export: Any, t
 
 
 @needs("optimum")
-@pytest.mark.parametrize("kind", ["t5", "marian"])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_an_encoder_with_a_decoder_in_int8(export: Any, tmp_path: Path, kind: str) -> None:
     write_rewriter(tmp_path / kind, kind)
     # Random weights of 32 columns lose more to 8 bits than trained ones do.

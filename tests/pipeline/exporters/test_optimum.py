@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoints import write_safetensors
+from checkpoints import NO_LIMIT, write_safetensors
 from command_line import Ended
 from edgeship import cli, exporters
 from edgeship.errors import ArtifactError, CheckpointError, EdgeshipError, FidelityError, RecipeError, ResourceError
 from edgeship.exporters import optimum
 from edgeship.exporters.optimum import _classified, _embedded
 from edgeship.exporters.texts import TEXTS
-from edgeship.progress import Silent
+from edgeship.progress import Progress, Silent
 from edgeship.recipe_file import read_recipe
 from edgeship_runtime import load
 from edgeship_runtime.encoder import Scores
@@ -25,6 +25,7 @@ from edgeship_runtime.manifest import read_manifest
 from edgeship_runtime.verify import verify
 from encoders import LABELS, SIZE, WORDS, modules, write_files, write_words
 from exporter_standin import asked, stand_in
+from exports import Listener, recipe
 
 CONFIG = {
     "architectures": ["BertModel"],
@@ -55,7 +56,14 @@ def checkpoint(directory: Path, **files: Any) -> Path:
 def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Exports a checkpoint by a recipe through the stand-in; returns the artifact's directory."""
 
-    def run(text: str = "", files: dict[str, Any] | None = None, *, force: bool = False, **how: Any) -> Path:
+    def run(
+        text: str = "",
+        files: dict[str, Any] | None = None,
+        *,
+        force: bool = False,
+        heard: Progress | None = None,
+        **how: Any,
+    ) -> Path:
         run.environment = stand_in(tmp_path / "environments", "optimum", monkeypatch, **how)  # type: ignore[attr-defined]
         source = tmp_path / "checkpoint"
         if not source.exists():
@@ -63,7 +71,7 @@ def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
         recipe = tmp_path / "mine.yaml"
         recipe.write_text(f"source: {{repo: me/mine}}\nexporter: optimum\n{text}")
         report = exporters.export(
-            read_recipe(recipe), checkpoint=source, out=tmp_path / "out", force=force, progress=Silent()
+            read_recipe(recipe), checkpoint=source, out=tmp_path / "out", force=force, progress=heard or Silent()
         )
         assert report.formats == ("onnx",)
         return report.artifact / "onnx"
@@ -105,7 +113,6 @@ def test_the_recipe_overrules_the_module_files(export: Any) -> None:
     [
         ("pooling: mean", {}, True),
         ("pooling: mean", modules(normalize=False), False),
-        ("pooling: mean", modules(normalize=False, more="Dense"), False),
         ("pooling: mean", {"modules.json": None}, True),
         ("pooling: mean, normalize: false", {}, False),
         ("pooling: mean, normalize: true", modules(normalize=False), True),
@@ -150,6 +157,12 @@ def without(*keys: str, **more: Any) -> dict[str, Any]:
     return {"config.json": {key: value for key, value in CONFIG.items() if key not in keys} | more}
 
 
+def prompts(default: Any = None) -> dict[str, Any]:
+    """The file that says what sentence-transformers puts before a text."""
+    given = {"query": "query: ", "document": "passage: ", "plain": ""}
+    return {"config_sentence_transformers.json": {"prompts": given, "default_prompt_name": default}}
+
+
 MAX = {"1_Pooling/config.json": {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}}
 
 
@@ -160,8 +173,14 @@ MAX = {"1_Pooling/config.json": {"pooling_mode_max_tokens": True, "pooling_mode_
         ("", {"1_Pooling/config.json": None}, CheckpointError, "how tokens become a vector"),
         ("", MAX, CheckpointError, "max_tokens"),
         ("", modules(more="Dense"), CheckpointError, "Dense"),
+        ("optimum: {pooling: mean}", modules(more="Dense"), CheckpointError, "found .*Dense"),
+        ("optimum: {pooling: cls, normalize: true}", modules(more="Dense"), CheckpointError, "found .*Dense"),
+        ("", prompts("document"), CheckpointError, 'begins every text with "passage: "'),
+        ("optimum: {pooling: cls}", prompts("document"), CheckpointError, "default_prompt_name"),
+        ("", prompts("none"), CheckpointError, "expected the name of a prompt"),
+        ("", prompts([]), CheckpointError, "expected the name of a prompt"),
+        ("", {"config_sentence_transformers.json": {"prompts": ["a"]}}, CheckpointError, "expected texts by name"),
         ("", {"modules.json": {}}, CheckpointError, "modules"),
-        ("", {"sentence_bert_config.json": {"do_lower_case": True}}, CheckpointError, "do_lower_case"),
         ("optimum: {max_length: 65}", {}, CheckpointError, "at most 64"),
         ("", without("hidden_size"), CheckpointError, "hidden_size"),
         ("", without(is_encoder_decoder=True), CheckpointError, "expected an encoder"),
@@ -169,6 +188,7 @@ MAX = {"1_Pooling/config.json": {"pooling_mode_max_tokens": True, "pooling_mode_
         ("", without(vocab_size=5), CheckpointError, "vocab_size"),
         ("", {"model.safetensors": None, "pytorch_model.bin": {}}, CheckpointError, "pickle"),
         ("optimum: {task: text-classification}", without(id2label={"1": "a"}), CheckpointError, "id2label"),
+        ("optimum: {task: text-classification}", without("id2label", num_labels=0), CheckpointError, "num_labels"),
         ("optimum: {quantization: static, calibration: none.txt}", {}, RecipeError, "none.txt: .*: No such file"),
         ("optimum: {quantization: static, calibration: .}", {}, RecipeError, "but: Is a directory"),
         ("", {"model.safetensors": {}}, CheckpointError, "model.safetensors"),
@@ -202,11 +222,27 @@ def test_one_too_far_from_the_float_model_is_not_sealed(export: Any, tmp_path: P
     assert not list((tmp_path / "out").rglob("edgeship.json"))
 
 
+@pytest.mark.parametrize(
+    ("text", "default", "said"),
+    [
+        ("", True, "{quantization: none} keeps float32"),
+        ("accept: {cosine: 0.9}", False, "{quantization: none} keeps float32"),
+        ("optimum: {per_channel: false}", True, "dynamic with per_channel: true loses least"),
+        ("optimum: {quantization: none}", True, "the graph itself answers otherwise"),
+    ],
+)
+def test_what_would_come_closer_is_not_what_was_done(export: Any, text: str, default: bool, said: str) -> None:
+    with pytest.raises(FidelityError) as caught:
+        export(text, far="mirrored")
+    assert said in str(caught.value.hint)
+    assert ("(the default)" in caught.value.message) == default
+
+
 def test_the_text_that_is_too_far_is_readable() -> None:
     place = next(i for i, text in enumerate(TEXTS) if "東京" in text)
     one = np.ones(2, np.float32)
     pairs = [(one, -one if i == place else one) for i in range(len(TEXTS))]
-    for close in (lambda: _embedded(pairs, 0.9), lambda: _classified(Scores(("a", "b"), "none"), pairs, 0.9)):
+    for close in (lambda: _embedded(pairs, recipe()), lambda: _classified(Scores(("a", "b"), "none"), pairs, recipe())):
         with pytest.raises(FidelityError, match=f'at "{TEXTS[place]}"'):
             close()
 
@@ -232,7 +268,9 @@ def test_a_classifier_of_few_labels_is_compared_by_its_logits(
 ) -> None:
     files = named(labels, problem_type=problem)
     for far in ("flipped", "far off", "a tenth", "the same"):
-        with pytest.raises(FidelityError, match=r"expected at least 0\.95 of the logits .* they differ most, by"):
+        with pytest.raises(
+            FidelityError, match=r"expected at least 0\.95 \(the default\) of the logits .* they differ most, by"
+        ):
             export(CLASSIFY, files, labels=labels, far=far)
         assert not list((tmp_path / "out").rglob("edgeship.json"))
     directory = export(CLASSIFY, files, labels=labels)
@@ -241,9 +279,50 @@ def test_a_classifier_of_few_labels_is_compared_by_its_logits(
     assert (verdict.verdict, verdict.failures) == ("pass", ())
 
 
+def test_labels_that_are_only_counted_have_transformers_names(export: Any) -> None:
+    files = without("id2label", num_labels=4)
+    with load(export(CLASSIFY, files, labels=4)) as model:
+        assert {each.name for each in model.classify("the cat")[0]} == {f"LABEL_{i}" for i in range(4)}
+
+
+def test_a_classifier_with_a_decoder_is_not_sent_to_another_task(export: Any) -> None:
+    with pytest.raises(CheckpointError, match="expected an encoder") as caught:
+        export(CLASSIFY, without(is_encoder_decoder=True, architectures=["BartForSequenceClassification"]))
+    assert "classifiers with a decoder are not exported" in str(caught.value.hint)
+
+
 def test_positions_of_roberta_begin_after_its_padding(export: Any) -> None:
     directory = export("", without(model_type="roberta", max_position_embeddings=34, pad_token_id=1))
     assert read_manifest(directory).model.context_length == 32
+
+
+def test_a_tokenizer_without_a_limit_reads_as_much_as_the_model(export: Any) -> None:
+    directory = export("", {"tokenizer_config.json": {"model_max_length": NO_LIMIT}})
+    assert read_manifest(directory).model.context_length == 64
+    assert verify(directory).verdict == "pass"
+
+
+@pytest.mark.parametrize("default", [None, "plain"])
+def test_prompts_are_told_and_left_to_people(export: Any, default: Any) -> None:
+    listed = '"query: " (query), "passage: " (document)'
+    directory = export("", prompts(default), heard=(heard := Listener()))
+    for text in ("\n".join(heard.notes), (directory / "README.md").read_text()):
+        assert f"begin them with the model's prompts yourself: {listed}" in text
+        assert "plain" not in text
+
+
+def test_prompts_that_the_mean_leaves_out_cannot_be_used(export: Any) -> None:
+    pooling = {"pooling_mode_mean_tokens": True, "include_prompt": False}
+    directory = export("", prompts() | {"1_Pooling/config.json": pooling})
+    assert "with its prompts the model cannot be used here" in (directory / "README.md").read_text()
+
+
+def test_lowercasing_is_left_to_a_tokenizer_that_does_it(export: Any, tmp_path: Path) -> None:
+    lower = {"sentence_bert_config.json": {"do_lower_case": True}}
+    assert export("", lower).is_dir()
+    write_words(tmp_path / "checkpoint", cased=True)
+    with pytest.raises(CheckpointError, match="do_lower_case: expected a tokenizer that does it"):
+        export("", force=True)
 
 
 def test_an_artifact_that_is_there_is_kept(export: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoints import write_safetensors
+from checkpoints import NO_LIMIT, write_safetensors
 from edgeship import cli, exporters
 from edgeship.errors import CheckpointError, EdgeshipError, FidelityError, RecipeError
 from edgeship.progress import Silent
@@ -42,13 +42,23 @@ TASK = "optimum: {task: text2text-generation}\n"
 def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Exports a checkpoint through the stand-in; returns the artifact's directory."""
 
-    def run(text: str = TASK, config: dict[str, Any] | None = None, **how: Any) -> Path:
+    def run(
+        text: str = TASK,
+        config: dict[str, Any] | None = None,
+        *,
+        generation: dict[str, Any] | None = None,
+        limit: int = 48,
+        tokenizer: bool = True,
+        **how: Any,
+    ) -> Path:
         run.environment = stand_in(tmp_path / "environments", "optimum", monkeypatch, **how)  # type: ignore[attr-defined]
         source = tmp_path / "checkpoint"
         source.mkdir()
-        write_words(source)
+        if tokenizer:
+            write_words(source)
         write_safetensors(source / "model.safetensors", {"shared.weight": ("F16", np.zeros(4, np.float16))})
-        write_files(source, {"config.json": CONFIG | (config or {}), "tokenizer_config.json": {"model_max_length": 48}})
+        files = {"config.json": CONFIG | (config or {}), "tokenizer_config.json": {"model_max_length": limit}}
+        write_files(source, files | ({"generation_config.json": generation} if generation else {}))
         recipe = tmp_path / "mine.yaml"
         recipe.write_text(f"source: {{repo: me/mine}}\nexporter: optimum\n{text}")
         out = tmp_path / "out"
@@ -74,6 +84,12 @@ def test_both_graphs_are_sealed_and_verified(export: Any) -> None:
     assert found.agreement.cosine == pytest.approx(1, abs=1e-4)
     assert found.tokens is not None
     assert found.tokens.equal == found.tokens.cases > 4
+
+
+def test_a_tokenizer_without_a_limit_reads_what_t5_was_trained_with(export: Any) -> None:
+    directory = export(limit=NO_LIMIT)
+    assert read_manifest(directory).model.context_length == 512
+    assert verify(directory).verdict == "pass"
 
 
 def test_a_changed_byte_and_a_changed_weight_are_seen(export: Any) -> None:
@@ -133,6 +149,9 @@ def test_it_is_not_run_here_and_the_message_names_what_runs_it(export: Any) -> N
         (TASK, {"is_encoder_decoder": False}, CheckpointError, "expected an encoder and a decoder"),
         (TASK, {"decoder_start_token_id": None}, CheckpointError, "decoder_start_token_id"),
         (TASK, {"eos_token_id": 999}, CheckpointError, "eos_token_id"),
+        (TASK, {"eos_token_id": []}, CheckpointError, "eos_token_id"),
+        (TASK, {"eos_token_id": [3, True]}, CheckpointError, "eos_token_id"),
+        (TASK, {"eos_token_id": None}, CheckpointError, "eos_token_id: .* found none"),
         (TASK, {"d_model": 0}, CheckpointError, "d_model"),
         (TASK, {"auto_map": {"AutoModel": "a.B"}}, CheckpointError, "auto_map"),
         ("", {}, CheckpointError, "expected an encoder, found one with a decoder"),
@@ -146,6 +165,32 @@ def test_what_cannot_be_exported_leaves_nothing(
     with pytest.raises(kind, match=said):
         export(text, config)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "start", "stop"),
+    [
+        ({"eos_token_id": [3, 2]}, {}, 0, [3, 2]),
+        ({"decoder_start_token_id": None}, {"decoder_start_token_id": 5}, 5, [3]),
+        ({"decoder_start_token_id": None, "bos_token_id": 2}, {}, 2, [3]),
+        ({}, {"decoder_start_token_id": [4, 4], "eos_token_id": 2}, 4, [2]),
+        ({"pad_token_id": None}, {}, 0, [3]),
+    ],
+)
+def test_tokens_that_begin_and_end_an_answer_are_found_where_transformers_looks(
+    export: Any, config: dict[str, Any], generation: dict[str, Any], start: int, stop: list[int]
+) -> None:
+    directory = export(config=config, generation=generation)
+    (request,) = asked(export.environment)
+    assert (request["start"], request["stop"]) == (start, stop)
+    assert list(read_manifest(directory).model.eos_token_ids) == stop
+    assert verify(directory).verdict == "pass"
+
+
+def test_without_a_fast_tokenizer_it_is_said_that_there_may_be_none(export: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"expected tokenizer\.json") as caught:
+        export(tokenizer=False)
+    assert "slow form only (Marian, M2M100, ProphetNet)" in str(caught.value.hint)
 
 
 def test_one_too_far_from_the_float_model_is_not_sealed(export: Any, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""What the inputs of each linear layer look like on calibration text: second moments, and Hessians where asked."""
+"""What the inputs of each linear layer look like on calibration text: second moments, and Hessians."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -28,7 +28,6 @@ class Statistics:
 
     second_moments: Moments  # [columns]: the mean of x squared over the tokens
     count: int  # tokens
-    hessian: Floats | None = None  # [columns, columns]: the mean of x^T x, where it was asked for
 
 
 class Sums:
@@ -80,21 +79,12 @@ class Sums:
         products /= np.float32(max(self.count, 1))
         return products
 
-    def statistics(self) -> Statistics:
-        """All that was summed; the Hessian whole."""
-        moments, hessian = self.moments(), None
-        if self._products is not None:
-            upper = np.triu(self.take_upper())
-            hessian = upper + np.triu(upper, 1).T
-        return Statistics(moments, self.count, hessian)
-
 
 def statistics(
     decoder: Decoder,
     weights: Weights,
     tokens: Sequence[Sequence[int]],
     *,
-    hessians: Collection[str] = (),
     progress: Progress | None = None,
     directory: Path | None = None,
     digest: str = "",
@@ -102,8 +92,7 @@ def statistics(
     """The statistics of every linear layer's input, by the role key of its weight, over the token sequences.
 
     "head.weight" answers for a tied model too. The float pass goes block by block; with `directory` it resumes at a
-    block, `digest` naming the weights. `hessians`: keys whose Hessians are wanted, float32 `[columns, columns]` each.
-    Raises ValueError as `Walk` does.
+    block, `digest` naming the weights. Raises ValueError as `Walk` does.
     """
     walk = Walk(decoder, weights, tokens, directory=directory, digest=digest)
     out = _load(directory, walk)
@@ -115,18 +104,18 @@ def statistics(
     def see(keys: Sequence[str], x: Floats) -> None:
         site = tuple(keys)
         if site not in sums:
-            sums[site] = Sums(x.shape[1], hessian=any(key in hessians for key in site))
+            sums[site] = Sums(x.shape[1])
         sums[site].add(x)
 
     for index in walk_blocks(walk, see, progress):
-        found = {key: each for site, total in sums.items() for each in [total.statistics()] for key in site}
+        found = {key: Statistics(total.moments(), total.count) for site, total in sums.items() for key in site}
         _save(directory, walk, index, found)
         out |= found
         sums.clear()
     with all_cores():
         for batch in walk.batches:
             see((HEAD,), walk.final(batch))
-    return out | {HEAD: sums[HEAD,].statistics()}
+    return out | {HEAD: Statistics(sums[HEAD,].moments(), sums[HEAD,].count)}
 
 
 def _file(directory: Path, walk: Walk, index: int) -> Path:
@@ -139,8 +128,6 @@ def _save(directory: Path | None, walk: Walk, index: int, found: Mapping[str, St
     arrays: dict[str, NDArray[np.generic]] = {}
     for key, each in found.items():
         arrays[f"{key} moments"], arrays[f"{key} count"] = each.second_moments, np.asarray(each.count)
-        if each.hessian is not None:
-            arrays[f"{key} hessian"] = each.hessian
     with written_whole(_file(directory, walk, index)) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes its other parameter for one of these
 
@@ -163,6 +150,5 @@ def _read(file: Path) -> dict[str, Statistics]:
         for name in arrays.files:
             key, what = name.split(" ")
             if what == "moments":
-                hessian = arrays[f"{key} hessian"] if f"{key} hessian" in arrays.files else None
-                out[key] = Statistics(arrays[name], int(arrays[f"{key} count"]), hessian)
+                out[key] = Statistics(arrays[name], int(arrays[f"{key} count"]))
     return out

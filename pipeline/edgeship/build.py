@@ -27,7 +27,7 @@ from edgeship.calibrate.export import (
 )
 from edgeship.calibrate.store import StoredCodes
 from edgeship.calibrate.text import Tokens
-from edgeship.calibrating import calibrated, decides, largest, require_memory, stages
+from edgeship.calibration_stages import calibrated, decides, largest, require_memory, stages
 from edgeship.checkpoint.adapters import merge, open_adapters
 from edgeship.checkpoint.checkpoint import Checkpoint, account, fingerprint, open_checkpoint
 from edgeship.checkpoint.hub import fetch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeship import mixing
-from edgeship.calibrating import largest, stages
+from edgeship.calibration_stages import largest, stages
 from edgeship.encodings import ENCODINGS, Encoding, encoding_of
 from edgeship.errors import PlanError
 from edgeship.quant.mixes import FALLBACKS

@@ -25,8 +25,8 @@ from edgeship import archs, catalog
 from edgeship.archs.base import Decoder
 from edgeship.blas import one_thread
 from edgeship.calibrate import quantize, sampler
-from edgeship.calibrating import calibrated, largest, stages
 from edgeship.calibration import Calibration
+from edgeship.calibration_stages import calibrated, largest, stages
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.memory import peak_rss
 from edgeship.plan import Plan, read_plan

@@ -17,7 +17,7 @@ from edgeship import build
 from edgeship.calibrate import export as calibrate_export
 from edgeship.calibrate import quantize
 from edgeship.calibrate.store import CodeWriter
-from edgeship.calibrating import require_memory, stages
+from edgeship.calibration_stages import require_memory, stages
 from edgeship.errors import PlanError, ResourceError
 from edgeship.plan import make_plan
 from edgeship.reference.weights import EMBED

@@ -14,7 +14,8 @@ import tolerances
 from checkpoints import write_checkpoint
 from edgeship import archs, cli
 from edgeship.budget import Mixed
-from edgeship.calibrating import (
+from edgeship.calibration import Calibration
+from edgeship.calibration_stages import (
     choosing_memory,
     largest,
     measuring_memory,
@@ -23,7 +24,6 @@ from edgeship.calibrating import (
     statistics_memory,
     writing_memory,
 )
-from edgeship.calibration import Calibration
 from edgeship.checkpoint.checkpoint import open_checkpoint
 from edgeship.errors import PlanError
 from edgeship.memory import RESERVED

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeship import catalog, yaml_source
-from edgeship.calibrating import largest, stages
+from edgeship.calibration_stages import largest, stages
 from edgeship.errors import RecipeError
 from edgeship.plan import read_plan
 from edgeship.schema import recipe_schema

@@ -18,7 +18,7 @@ from edgeship import archs, cli, mixing, tiny
 from edgeship.archs.base import Decoder
 from edgeship.calibrate import deciding, imatrix, statistics
 from edgeship.calibrate.sensitivity import Probe, _Measure
-from edgeship.calibrating import require_memory, stages
+from edgeship.calibration_stages import require_memory, stages
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.diff import diff
 from edgeship.errors import ArtifactError, PlanError, RecipeError

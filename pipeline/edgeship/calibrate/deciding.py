@@ -13,7 +13,7 @@ from edgeship import mixing
 from edgeship.calibrate.sensitivity import Probe
 from edgeship.calibrate.statistics import Moments, statistics
 from edgeship.calibrate.text import Tokens
-from edgeship.calibrating import by_ggml, decides
+from edgeship.calibration_stages import by_ggml, decides
 from edgeship.encodings import encoding_of
 from edgeship.plan import Plan
 from edgeship.progress import Progress

@@ -12,8 +12,8 @@ from edgeship.calibrate.quantize import Calibrator
 from edgeship.calibrate.sampler import sample
 from edgeship.calibrate.store import StoredCodes
 from edgeship.calibrate.text import Tokens, conversation_start, digest, read_tokens
-from edgeship.calibrating import calibrated
 from edgeship.calibration import Calibration
+from edgeship.calibration_stages import calibrated
 from edgeship.kept import keep_json, read_json
 from edgeship.plan import Plan
 from edgeship.progress import Progress

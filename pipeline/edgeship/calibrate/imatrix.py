@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeship.calibrate.export import obtain_tokens
 from edgeship.calibrate.statistics import statistics
-from edgeship.calibrating import looking, require_memory
+from edgeship.calibration_stages import looking, require_memory
 from edgeship.checkpoint.adapters import merge, open_adapters
 from edgeship.checkpoint.checkpoint import account, open_checkpoint
 from edgeship.checkpoint.hub import fetch

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from edgeship_runtime.encoder import GOLDEN, Pooling, Scores
 from edgeship_runtime.manifest import collect_files, parse_manifest, write_manifest
 from manifests import VALID
 
@@ -26,6 +27,8 @@ WORDS = (
 )
 SIZE, LENGTH = 8, 12
 LABELS = ("bad", "fair", "good")
+TEXTS = ["the cat sat", "a dog", "the red house is not blue and we sat on a mat", "", "zebra"]
+EMBED, TEXT, TOKENS = "feature-extraction", "text-classification", "token-classification"
 
 Answer = Callable[[Sequence[int]], NDArray[np.float32]]
 
@@ -277,3 +280,34 @@ def write_bert(
     if task == "feature-extraction" and pooling:
         write_files(directory, modules())
     return model
+
+
+def ids_of(directory: Path, text: str) -> list[int]:
+    """Ids by the tokenizers library itself, cut as the artifact says."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.enable_truncation(LENGTH)
+    return list(tokenizer.encode(text).ids)
+
+
+def softmax(logits: Any) -> Any:
+    powers = np.exp(np.asarray(logits, np.float64))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: Any) -> Any:
+    return 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+
+
+def config(labels: int, **more: Any) -> dict[str, Any]:
+    return {"config.json": {"id2label": {str(i): f"LABEL_{i}" for i in range(labels)}} | more}
+
+
+def with_golden(tmp_path: Path, task: str, change: Callable[[dict[str, Any]], Any] = lambda value: None) -> Path:
+    """A toy artifact with an acceptance test by numpy, changed by `change`."""
+    directory, answer = write_encoder(tmp_path / "a", task)
+    reading = Pooling(True, True) if task == EMBED else Scores(LABELS, "softmax")
+    cases = [(text, ids := ids_of(directory, text), reading(answer(ids))) for text in TEXTS]
+    value = golden(cases)
+    change(value)
+    write_files(directory, {GOLDEN: value})
+    return seal(directory, task)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import tolerances
 from checkpoints import write_checkpoint
+from edgeship import blas
 from edgeship.archs.base import Decoder
 from edgeship.calibrate import quantize, statistics
 from edgeship.calibrate.quantize import Calibrator, Overlay
@@ -168,6 +169,34 @@ def test_a_table_that_is_the_head_too_is_rounded_for_what_the_head_multiplies(
         made = Calibrator(decoder, weights, seen, {EMBED: INT4}, algorithm, home, Silent(), shared).run()
         losses.append(divergence(decoder, weights, Overlay(weights, made | {HEAD: made[EMBED]}), unseen))
     assert losses[1] < share * losses[0], losses
+
+
+def test_every_code_is_chosen_with_one_thread_of_blas(
+    small: Path, tokens: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = blas._switch()
+    if found is None:
+        pytest.skip("this numpy does not bring OpenBLAS")
+    get, put = found
+    threads: list[int] = []
+    choose = quantize.gptq.quantize
+
+    def watched(*given: Any) -> QuantizedRows:
+        threads.append(get())
+        return choose(*given)
+
+    monkeypatch.setattr(quantize.gptq, "quantize", watched)
+    decoder, weights = opened(small)
+    encodings = body(decoder) | {HEAD: INT4}
+    before = get()
+    put(2)
+    try:
+        Calibrator(decoder, weights, tokens, encodings, "gptq", tmp_path, Silent()).run()
+        assert get() == 2
+    finally:
+        put(before)
+    assert len(threads) >= len(encodings)
+    assert set(threads) == {1}
 
 
 class Listening(Silent):

@@ -59,6 +59,10 @@ class Calibrator:
 
         Raises CheckpointError at weights or hidden states that are not finite.
         """
+        with all_cores():  # all of it: codes do not depend on how many threads BLAS would run by itself
+            return self._run()
+
+    def _run(self) -> dict[str, StoredCodes]:
         tables = [key for key in (EMBED, HEAD) if key in self.encodings]
         self.directory.mkdir(parents=True, exist_ok=True)
         if EMBED in tables:
@@ -73,8 +77,7 @@ class Calibrator:
             self.progress.note(f"{self.algorithm}: {walk.done} of {self.decoder.layers} blocks were done before")
         self.progress.start((self.decoder.layers - walk.done) * block_bytes(self.decoder), self.algorithm)
         while walk.done < self.decoder.layers:
-            with all_cores():
-                self._block(walk)
+            self._block(walk)
             walk.finish_block()
         self.progress.finish()
         if HEAD in tables:
@@ -176,10 +179,9 @@ class Calibrator:
     def _of_head(self, key: str, walk: Walk) -> Choose:
         """How a table is to be rounded for what the head multiplies behind the blocks that were walked through."""
         sums = Sums(self.decoder.hidden_size, hessian=self._feeds([key]))
-        with all_cores():
-            for batch in walk.batches:
-                sums.add(walk.final(batch))
-            return self._inputs([key], sums, "head")(key)
+        for batch in walk.batches:
+            sums.add(walk.final(batch))
+        return self._inputs([key], sums, "head")(key)
 
     def _table(self) -> None:
         """Choose the codes of the embedding, before the blocks that then make up for its errors.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,3 +68,15 @@ def export(checkpoint: Path, out: Path, **fields: Any) -> Path:
 def export_tiny(out: Path, *formats: str) -> Path:
     """Export the embedded tiny model, rounded to nearest: a second; returns the directory of all formats."""
     return built(with_algorithm(catalog.find("tiny-int4"), "rtn"), out, formats)
+
+
+def every_format(checkpoint: Path, out: Path, **fields: Any) -> Path:
+    """Export a checkpoint by a recipe of these `fields` to all its formats; returns the directory of these."""
+    made = recipe(**fields)
+    return built(made, out, made.formats, checkpoint=checkpoint)
+
+
+def contents(directory: Path) -> dict[str, str]:
+    """The SHA-256 of every file, by its path."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

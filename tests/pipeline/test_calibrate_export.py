@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from edgeship.reference.weights import EMBED
 from edgeship.tensors import QuantizedRows
 from edgeship.tiny import checkpoint_dir
 from edgeship_runtime.gguf import read_header
+from exports import contents, every_format
 from reference_models import opened
 
 TEXT = "The cat sat on the mat, and the dog by the door. def add(a, b): return a + b\n" * 60
@@ -41,23 +41,13 @@ def fields(text: Path, **scheme: Any) -> dict[str, Any]:
     return {"scheme": {"algorithm": "gptq", **scheme}, "calibration": calibration, "formats": ["onnx", "gguf"]}
 
 
-def run(checkpoint: Path, out: Path, **given: Any) -> Path:
-    recipe = exports.recipe(**given)
-    return exports.built(recipe, out, recipe.formats, checkpoint=checkpoint)
-
-
-def contents(directory: Path) -> dict[str, str]:
-    files = (path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 @pytest.mark.parametrize("scheme", [{}, {"embeddings": "int4", "head": "int4"}, {"algorithm": "rtn-search"}])
 def test_both_formats_hold_the_same_calibrated_weights(
     scheme: dict[str, Any], small: Path, text: Path, tmp_path: Path
 ) -> None:
     import gguf
 
-    made = run(small, tmp_path, **fields(text, **scheme))
+    made = every_format(small, tmp_path, **fields(text, **scheme))
     decoder, _ = opened(small)
     plan = build.plan_checkpoint(
         exports.recipe(**fields(text, **scheme)), json.loads((small / "config.json").read_text())
@@ -79,7 +69,7 @@ def test_both_formats_hold_the_same_calibrated_weights(
 
 
 def test_the_manifest_says_what_was_looked_at(small: Path, text: Path, tmp_path: Path) -> None:
-    made = run(small, tmp_path, **fields(text))
+    made = every_format(small, tmp_path, **fields(text))
     recipe = json.loads((made / "onnx" / "edgeship.json").read_text())["recipe"]
     assert recipe["scheme"]["algorithm"] == "gptq"
     said = recipe["calibration"]
@@ -90,7 +80,7 @@ def test_the_manifest_says_what_was_looked_at(small: Path, text: Path, tmp_path:
 def test_an_interrupted_export_keeps_the_codes_it_chose(
     small: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = contents(run(small, tmp_path / "whole", **fields(text)))
+    whole = contents(every_format(small, tmp_path / "whole", **fields(text)))
 
     def interrupted(*_: object) -> Iterator[None]:
         raise KeyboardInterrupt
@@ -99,36 +89,36 @@ def test_an_interrupted_export_keeps_the_codes_it_chose(
     with monkeypatch.context() as patch:
         patch.setattr(build, "stream", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(small, tmp_path / "cut", **fields(text))
+            every_format(small, tmp_path / "cut", **fields(text))
     assert list((tmp_path / "cut").rglob("*.codes"))
 
     def refused(*_: object) -> None:
         raise AssertionError("nothing is to be chosen again")
 
     monkeypatch.setattr(quantize.gptq, "quantize", refused)
-    assert contents(run(small, tmp_path / "cut", **fields(text))) == whole
+    assert contents(every_format(small, tmp_path / "cut", **fields(text))) == whole
 
 
 def test_an_interrupted_export_keeps_the_text_that_the_model_wrote(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own: dict[str, Any] = {"scheme": {"algorithm": "gptq"}, "calibration": {"tokens": 64, "sequence": 32}}
-    whole = contents(run(small, tmp_path / "whole", **own))
+    whole = contents(every_format(small, tmp_path / "whole", **own))
     with monkeypatch.context() as patch:
         patch.setattr(build, "choose_codes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run(small, tmp_path / "cut", **own)
+            every_format(small, tmp_path / "cut", **own)
     with monkeypatch.context() as patch:
         patch.setattr(calibrate_export, "sample", lambda *_: (_ for _ in ()).throw(AssertionError("written again")))
         with pytest.raises(AssertionError):
-            run(small, tmp_path / "cut", **own | {"calibration": {"tokens": 64, "sequence": 32, "seed": 1}})
-        assert contents(run(small, tmp_path / "cut", **own)) == whole
+            every_format(small, tmp_path / "cut", **own | {"calibration": {"tokens": 64, "sequence": 32, "seed": 1}})
+        assert contents(every_format(small, tmp_path / "cut", **own)) == whole
 
 
 def test_a_full_disk_keeps_what_was_chosen(
     small: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = contents(run(small, tmp_path / "whole", **fields(text)))
+    whole = contents(every_format(small, tmp_path / "whole", **fields(text)))
 
     def full(self: CodeWriter, a: int, rows: QuantizedRows) -> None:
         if "layers.1.mlp" in self.kept.path.name:
@@ -139,11 +129,11 @@ def test_a_full_disk_keeps_what_was_chosen(
     with monkeypatch.context() as patch:
         patch.setattr(CodeWriter, "put", full)
         with pytest.raises(ResourceError, match="What was finished is kept"):
-            run(small, tmp_path / "cut", **fields(text))
+            every_format(small, tmp_path / "cut", **fields(text))
     kept = sorted(path.name for path in (tmp_path / "cut").rglob("*.codes"))
     assert "layers.0.mlp.down.weight.codes" in kept
     assert not any("layers.1.mlp" in name for name in kept)
-    assert contents(run(small, tmp_path / "cut", **fields(text))) == whole
+    assert contents(every_format(small, tmp_path / "cut", **fields(text))) == whole
 
 
 def test_the_plan_says_how_much_memory_it_takes(text: Path) -> None:
@@ -155,14 +145,14 @@ def test_the_plan_says_how_much_memory_it_takes(text: Path) -> None:
 def test_other_calibration_text_is_other_work(
     small: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = contents(run(small, tmp_path / "a", **fields(text)))
+    before = contents(every_format(small, tmp_path / "a", **fields(text)))
     other = tmp_path / "words.txt"
     other.write_text("Something else altogether, line by line.\n" * 200)
     with monkeypatch.context() as patch:
         patch.setattr(build, "seal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run(small, tmp_path / "b", **fields(other))
-    after = contents(run(small, tmp_path / "b", **fields(text)))
+            every_format(small, tmp_path / "b", **fields(other))
+    after = contents(every_format(small, tmp_path / "b", **fields(text)))
     assert after == before
 
 
@@ -203,7 +193,7 @@ def test_what_cannot_be_is_a_conflict_of_the_plan(given: dict[str, Any], said: s
 
 def test_text_that_nothing_would_look_at_is_refused_by_name(small: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="calibration: rounding to nearest looks at no text"):
-        run(small, tmp_path, formats=["onnx"], calibration={"tokens": 64, "sequence": 32})
+        every_format(small, tmp_path, formats=["onnx"], calibration={"tokens": 64, "sequence": 32})
     assert not list(tmp_path.iterdir())
     config = json.loads((small / "config.json").read_text())
     for scheme in ({"algorithm": "gptq"}, {"mix": "Q4_K_M"}, {"body": "q4_k"}, {"mixed": {"bits_per_weight": 5}}):

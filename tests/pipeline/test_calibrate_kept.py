@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,9 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import exports
 from edgeship import build
 from edgeship.errors import ResourceError
+from exports import contents, every_format
 from small_disks import small_disk
 
 OWN = {"tokens": 64, "sequence": 32}
@@ -21,16 +20,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gptq": {"scheme": {"algorithm": "gptq", "embeddings": "int4", "head": "int4"}, "calibration": OWN},
     "mixed": {"scheme": {"mixed": {"bits_per_weight": 6.5, "tokens": 32}}, "calibration": OWN},
 }
-
-
-def run(checkpoint: Path, out: Path, **given: Any) -> Path:
-    recipe = exports.recipe(**given)
-    return exports.built(recipe, out, recipe.formats, checkpoint=checkpoint)
-
-
-def contents(directory: Path) -> dict[str, str]:
-    files = (path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def interrupted(*_: object) -> Iterator[None]:
@@ -44,11 +33,11 @@ def runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tup
     made = {}
     for name, given in RECIPES.items():
         home = tmp_path_factory.mktemp(name)
-        whole = contents(run(small, home / "whole", **given))
+        whole = contents(every_format(small, home / "whole", **given))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(build, "stream", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                run(small, home / "cut", **given)
+                every_format(small, home / "cut", **given)
         made[name] = whole, home / "cut"
     return made
 
@@ -82,7 +71,7 @@ def test_what_is_damaged_counts_as_absent(
     assert files
     for file in files:
         file.write_bytes(DAMAGES[damage](file.read_bytes()))
-    assert contents(run(small, tmp_path / "cut", **RECIPES[recipe])) == whole
+    assert contents(every_format(small, tmp_path / "cut", **RECIPES[recipe])) == whole
 
 
 # What is kept takes room
@@ -104,7 +93,7 @@ def test_a_disk_that_is_full_of_what_is_kept(
         small_disk(tmp_path / "disk", megabytes=2) as disk,
         pytest.raises(ResourceError, match=r"No space left on device.*What was finished is kept"),
     ):
-        run(small, disk, **long_text)
+        every_format(small, disk, **long_text)
 
 
 def test_room_for_what_is_kept_is_looked_for_first(
@@ -117,7 +106,7 @@ def test_room_for_what_is_kept_is_looked_for_first(
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "disk_usage", lambda _: Usage(0))
             with pytest.raises(ResourceError, match="of free disk, found") as refused:
-                run(small, tmp_path / "out", **given)
+                every_format(small, tmp_path / "out", **given)
         [found] = re.findall(r"expected ([0-9.]+) MB of free disk", refused.value.message)
         return float(found)
 
@@ -127,5 +116,5 @@ def test_room_for_what_is_kept_is_looked_for_first(
     with monkeypatch.context() as patch:
         patch.setattr(build, "stream", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(small, tmp_path / "out", **long_text)
+            every_format(small, tmp_path / "out", **long_text)
     assert before - wanted(long_text) > 4, "what an earlier run kept needs no room again"

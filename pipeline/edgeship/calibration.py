@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from edgeship.yaml_model import Frozen, Line
 
-BATCH_TOKENS = 512  # that go through a layer together: at least one sequence
+BATCH_TOKENS = 512  # that go through a layer together: at least one sequence; measured: more multiply no faster
 CHUNK = 1 << 21  # weights quantized at a time
 PROBE_CHUNK = 1 << 20  # weights rounded to measure what it costs, or logits compared, at a time
 PROBE_THREADS = 4

@@ -20,7 +20,7 @@ from edgeship.archs.base import Decoder, block_bytes
 from edgeship.blas import all_cores
 from edgeship.calibrate.statistics import Sums
 from edgeship.calibrate.store import StoredCodes
-from edgeship.calibration import BATCH_TOKENS, CHUNK
+from edgeship.calibration import CHUNK
 from edgeship.encodings import Encoding
 from edgeship.errors import CheckpointError
 from edgeship.progress import Progress
@@ -68,9 +68,7 @@ class Calibrator:
         if EMBED in tables:
             self._table()
         seen = Overlay(self.weights, {EMBED: self.stored(EMBED)} if EMBED in tables else {})
-        walk = Walk(
-            self.decoder, seen, self.tokens, batch_tokens=BATCH_TOKENS, copies=self._copies, directory=self.directory
-        )
+        walk = Walk(self.decoder, seen, self.tokens, copies=self._copies, directory=self.directory)
         if not all(self.stored(key).whole for key in self._of_blocks(walk.done)):
             walk.start_over()
         if walk.done:

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder, block_bytes
 from edgeship.blas import all_cores, product
+from edgeship.calibration import BATCH_TOKENS
 from edgeship.kept import written_whole
 from edgeship.progress import Progress, Silent
 from edgeship.reference.arithmetic import Floats, attend, rms_norm, rotate, silu
 from edgeship.reference.weights import EMBED, Weights
 
 CHUNK_WEIGHTS = 1 << 20  # weights widened at a time
-BATCH_TOKENS = 512  # at least one sequence; measured: larger batches multiply no faster
 QKV, OUT, GATE_UP, DOWN = ("attn.q", "attn.k", "attn.v"), ("attn.o",), ("mlp.gate", "mlp.up"), ("mlp.down",)
 SITES = (QKV, OUT, GATE_UP, DOWN)
 """The linear layers of a block in running order; those of one site read the same input."""

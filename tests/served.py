@@ -48,6 +48,7 @@ class Served:
         return self.post("/v1/chat/completions", {"model": "tiny", "messages": HOT, "temperature": 0, **members})
 
     def events(self, event: str) -> list[dict[str, Any]]:
+        """Its lines so far; a request's comes after the answer, so wait for it."""
         return [line for line in list(self.lines) if line["event"] == event]
 
     def wait(self, true: Callable[[], bool], seconds: float = 10) -> None:

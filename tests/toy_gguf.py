@@ -27,6 +27,9 @@ FF, EPS, THETA = 96, 1e-6, 10000.0
 
 needs_llamacpp = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
 
+FORMS = ["onnx", pytest.param("gguf", marks=needs_llamacpp)]
+"""An artifact's two forms, for a test of each engine."""
+
 
 @dataclass(frozen=True)
 class ToyGguf:

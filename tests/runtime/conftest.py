@@ -10,10 +10,10 @@ from acceptance_files import write_acceptance
 from command_line import Ended
 from edgeship_runtime import cli
 from toy_artifact import write_toy
-from toy_gguf import needs_llamacpp, write_toy_gguf_artifact
+from toy_gguf import FORMS, write_toy_gguf_artifact
 
 
-@pytest.fixture(scope="session", params=["onnx", pytest.param("gguf", marks=needs_llamacpp)])
+@pytest.fixture(scope="session", params=FORMS)
 def form(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

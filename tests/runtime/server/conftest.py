@@ -11,7 +11,7 @@ import pytest
 from chromium import WIDTHS, chromium, opened
 from exports import export_tiny
 from served import Served, serving
-from toy_gguf import needs_llamacpp
+from toy_gguf import FORMS
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_tiny(tmp_path_factory.mktemp("served"), "onnx", "gguf")
 
 
-@pytest.fixture(scope="session", params=["onnx", pytest.param("gguf", marks=needs_llamacpp)])
+@pytest.fixture(scope="session", params=FORMS)
 def served(request: pytest.FixtureRequest, tiny: Path) -> Generator[Served, None, None]:
     """A server of the tiny model on each engine in turn."""
     with serving({"tiny": tiny / str(request.param)}, requests_per_minute=0) as running:

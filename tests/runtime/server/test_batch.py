@@ -26,9 +26,8 @@ from edgeship_runtime.model import Model
 from edgeship_runtime.server.lanes import MOST_LANES, lane_options
 from edgeship_runtime.server.settings import Settings
 from served import COLD, HOT, serving
-from toy_gguf import needs_llamacpp
+from toy_gguf import FORMS, needs_llamacpp
 
-FORMS = ["onnx", pytest.param("gguf", marks=needs_llamacpp)]
 WORDS = ("hot", "tall", "fast", "big", "old", "happy", "up", "wet", "early", "hard")
 STORY = "Once upon a time there was a happy cat called Ben. Ben lived in the garden. One summer day, "
 CONTEXT = 256

@@ -21,7 +21,7 @@ from edgeship_runtime.talk import converse
 from random_schemas import random_schema, validate
 from scripted import saying
 from served import COLD, HOT, Served, serving
-from toy_gguf import needs_llamacpp
+from toy_gguf import FORMS
 
 SCHEMAS = int(os.environ.get("EDGESHIP_SCHEMAS", "20"))
 """Random ones, for each engine; a thousand take some minutes."""
@@ -42,7 +42,7 @@ THINKING = """\
 {%- else %}{{- '<think>\\n' }}{%- endif %}"""
 
 
-@pytest.fixture(scope="module", params=["onnx", pytest.param("gguf", marks=needs_llamacpp)])
+@pytest.fixture(scope="module", params=FORMS)
 def place(request: pytest.FixtureRequest, tiny: Path) -> Path:
     return tiny / str(request.param)
 

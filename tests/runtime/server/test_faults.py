@@ -26,9 +26,7 @@ from edgeship_runtime.engines.batch import Lane
 from edgeship_runtime.server import service
 from served import COLD, HOT, Served, serving
 from small_disks import full, small_disk
-from toy_gguf import needs_llamacpp
-
-FORMS = ["onnx", pytest.param("gguf", marks=needs_llamacpp)]
+from toy_gguf import FORMS
 
 
 def text_of(response: httpx.Response) -> str:

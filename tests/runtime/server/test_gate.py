@@ -100,7 +100,7 @@ def test_a_key_is_asked_for_everywhere_but_at_health(tiny: Path) -> None:
         for wrong in ("Bearer wrong", "Bearer", "right", f"Bearer {digest('right')}", "Basic right"):
             assert served.get("/v1/models", headers={"Authorization": wrong}).status_code == 401
         assert served.get("/v1/models", headers={"Authorization": "Bearer right"}).status_code == 200
-        assert served.events("request")[-1]["client"] == "ann"
+        served.wait(lambda: served.events("request")[-1]["client"] == "ann")
 
 
 def test_pages_of_other_origins_and_names_that_resolve_to_us_are_refused(served: Served) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from command_line import ROOT
-from toy_gguf import needs_llamacpp
+from toy_gguf import FORMS
 
 
-@pytest.mark.parametrize("form", ["onnx", pytest.param("gguf", marks=needs_llamacpp)])
+@pytest.mark.parametrize("form", FORMS)
 def test_every_stream_has_the_right_text_and_memory_stays(tiny: Path, form: str) -> None:
     command = [sys.executable, str(ROOT / "tests/bench/load.py"), str(tiny), "--format", form]
     options = ["--clients", "12", "--duration", "5", "--questions", "12", "--option=--threads=1"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from edgeship_runtime.server.settings import Settings
 from edgeship_runtime.server.telemetry import Log, Telemetry
 from served import HOT, Served, serving
 from toy_artifact import write_toy
+from toy_gguf import FORMS
 
 COOL = {"temperature_c": 50.0, "throttled": (), "ram_mb": 8000.0, "ram_free_mb": 6000.0}
 
@@ -212,18 +212,13 @@ def test_averages_are_over_the_last_answers(served: Served) -> None:
 
 
 class TestLog:
-    @pytest.fixture
-    def ask(self, served: Served) -> Callable[..., dict[str, Any]]:
-        def asked(content: str) -> dict[str, Any]:
-            there = len(served.events("request"))
-            served.ask(messages=[{"role": "user", "content": content}], max_tokens=2, user="Iris")
-            served.wait(lambda: len(served.events("request")) > there)
-            return served.events("request")[-1]
-
-        return asked
-
-    def test_a_hash_and_lengths_instead_of_text(self, served: Served, ask: Callable[..., dict[str, Any]]) -> None:
-        first, second, other = ask("my secret plan"), ask("my secret plan"), ask("another secret")
+    @pytest.mark.parametrize("form", FORMS)
+    def test_a_hash_and_lengths_instead_of_text(self, tiny: Path, form: str) -> None:
+        with serving({"tiny": tiny / form}) as served:
+            for content in ("my secret plan", "my secret plan", "another secret"):
+                served.ask(messages=[{"role": "user", "content": content}], max_tokens=2, user="Iris")
+            served.wait(lambda: len(served.events("request")) == 3)
+        first, second, other = served.events("request")
         assert first["prompt_hash"] == second["prompt_hash"] != other["prompt_hash"]
         assert len(first["prompt_hash"]) == 16
         assert first["characters"] >= len("my secret plan")

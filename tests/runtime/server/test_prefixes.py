@@ -12,7 +12,7 @@ from edgeship_runtime.errors import UsageError
 from edgeship_runtime.prefix import shipped_path
 from edgeship_runtime.server.settings import Settings, check
 from served import Served, serving
-from toy_gguf import needs_llamacpp
+from toy_gguf import FORMS
 
 STORIES = [
     " ".join(f"The {thing} number {i} is {colour}." for i in range(30))
@@ -29,7 +29,7 @@ def ask(served: Served, story: str, *more: dict[str, Any]) -> tuple[str, dict[st
     return answer["choices"][0]["message"]["content"], answer["usage"]
 
 
-@pytest.mark.parametrize("form", ["onnx", pytest.param("gguf", marks=needs_llamacpp)])
+@pytest.mark.parametrize("form", FORMS)
 def test_conversations_in_turn_and_after_a_restart(tiny: Path, form: str, tmp_path: Path) -> None:
     said: list[str] = []
     with serving({"tiny": tiny / form}, prefix_dir=tmp_path) as served:
@@ -51,7 +51,7 @@ def test_conversations_in_turn_and_after_a_restart(tiny: Path, form: str, tmp_pa
         assert served.events("prefix") == []
 
 
-@pytest.mark.parametrize("form", ["onnx", pytest.param("gguf", marks=needs_llamacpp)])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_prefix_beside_the_artifact_serves_every_conversation(tiny: Path, form: str) -> None:
     opening = {"role": "system", "content": STORIES[0]}
     shipped = shipped_path(tiny / form)

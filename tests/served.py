@@ -33,7 +33,7 @@ class Served:
     """What it logged."""
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, **options)
+        return httpx.Client(base_url=self.url, timeout=60, **options)
 
     def post(self, path: str, body: object, **options: Any) -> httpx.Response:
         with self.client() as client:
@@ -51,7 +51,7 @@ class Served:
         """Its lines so far; a request's comes after the answer, so wait for it."""
         return [line for line in list(self.lines) if line["event"] == event]
 
-    def wait(self, true: Callable[[], bool], seconds: float = 10) -> None:
+    def wait(self, true: Callable[[], bool], seconds: float = 60) -> None:
         """Wait until something is so."""
         end = time.monotonic() + seconds
         while not true():
@@ -77,5 +77,5 @@ def serving(
         yield served
     finally:
         running.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive(), "the server did not end"

@@ -8,12 +8,14 @@ its shape alone.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
+from threading import Event
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from edgeship_runtime.cpu import usable_cores
 
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 
 # The spellings of numpy's wheels, old and new, and of a plain OpenBLAS.
 SPELLINGS = ("scipy_openblas_{}64_", "openblas_{}64_", "openblas_{}")
@@ -64,6 +67,28 @@ def all_cores() -> Iterator[None]:
             _crew.reset(token)
 
 
+def each(work: Callable[[T], None], items: Sequence[T], most: int) -> None:
+    """Call `work` with each of the items: in order, or in `all_cores` on its threads, `most` of them at once."""
+    count, over = min(most, len(items)), Event()
+    crew = _crew.get() if count > 1 else None
+
+    def share(first: int) -> None:
+        for item in items[first::count]:
+            if over.is_set():
+                return
+            try:
+                work(item)
+            except BaseException:
+                over.set()
+                raise
+
+    try:
+        for _ in map(work, items) if crew is None else crew.map(share, range(count)):
+            pass
+    finally:
+        over.set()  # an error or Ctrl-C waits for what is at work, not for the rest
+
+
 def product(a: Floats, b: Floats) -> Floats:
     """a `[m, k]` times b `[k, n]`: float32 `[m, n]`."""
     out = np.empty((len(a), b.shape[1]), np.float32)
@@ -90,9 +115,7 @@ def _share(a: Floats, b: Floats, put: Callable[[slice], None]) -> None:
     count = min(PIECES, 1 << max(0, (columns // PIECE).bit_length() - 1))
     step = max(1, -(-columns // count // 16)) * 16  # whole tiles of the kernels
     pieces = [slice(start, min(start + step, columns)) for start in range(0, columns, step)]
-    crew = _crew.get() if a.size * columns > SMALL and len(pieces) > 1 else None
-    for _ in map(put, pieces) if crew is None else crew.map(put, pieces):
-        pass
+    each(put, pieces, PIECES if a.size * columns > SMALL else 1)
 
 
 @cache

@@ -11,7 +11,10 @@ from pydantic_core import PydanticCustomError
 from edgeship.yaml_model import Frozen, Line
 
 BATCH_TOKENS = 512  # that go through a layer together: at least one sequence; measured: more multiply no faster
-CHUNK = 1 << 21  # weights quantized at a time
+CHUNK = 1 << 21  # weights of a matrix quantized by one thread at a time
+CHOOSERS = 4  # threads at most that quantize a matrix's rows
+STRIPE = 512  # columns whose products are summed at a time: no second matrix of the sums' size
+HEADS = 3  # keys' heads at most whose scores are worked out at once
 PROBE_CHUNK = 1 << 20  # weights rounded to measure what it costs, or logits compared, at a time
 PROBE_THREADS = 4
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgeship.archs.base import Decoder, block_bytes
 from edgeship.budget import Mixed
-from edgeship.calibration import BATCH_TOKENS, CHUNK, PROBE_CHUNK, PROBE_THREADS, Calibration
+from edgeship.calibration import BATCH_TOKENS, CHOOSERS, CHUNK, HEADS, PROBE_CHUNK, PROBE_THREADS, STRIPE, Calibration
 from edgeship.encodings import Encoding, encoding_of
 from edgeship.errors import PlanError
 from edgeship.memory import RESERVED
@@ -145,11 +145,12 @@ def choosing_memory(section: Calibration, decoder: Decoder, algorithm: str) -> i
     d = decoder
     batch, wide = max(BATCH_TOKENS, section.length), max(d.feed_forward, d.hidden_size, d.heads * d.head_dim)
     states = 2 * section.tokens * (d.hidden_size + d.heads * d.head_dim) + ID_BYTES // 4 * section.tokens
-    scores = 3 * section.length**2 * d.heads // d.kv_heads
+    scores = HEADS * section.length**2 * d.heads // d.kv_heads
     matrix = d.hidden_size * d.feed_forward
     # Behind the widest layer: gate, up, down and its cross sums while inputs are summed, then the last two.
-    summing = 4 * matrix + batch * 5 * d.feed_forward + scores
-    choosing = 2 * matrix + 6 * PANEL * wide + 12 * CHUNK
+    summing = 4 * matrix + batch * 5 * d.feed_forward + scores + STRIPE * wide
+    at_once = min(CHOOSERS * CHUNK, max(d.feed_forward, d.vocab_size, d.heads * d.head_dim) * d.hidden_size)
+    choosing = 2 * matrix + 6 * PANEL * wide + 4 * at_once
     hessian = wide * wide if algorithm == "gptq" else 0
     return RESERVED + 4 * (states + hessian + max(summing, choosing))
 
@@ -157,8 +158,8 @@ def choosing_memory(section: Calibration, decoder: Decoder, algorithm: str) -> i
 def _activations(decoder: Decoder, batch: int, length: int) -> int:
     """Bytes that a batch of so many tokens takes in a block, in sequences of `length`: the larger of its two halves.
 
-    The scores of a key's heads are there three times: multiplied out, scaled, and as powers of e.
+    Scores are those of a few keys' heads, worked out at once.
     """
     d, attention = decoder, max(decoder.hidden_size, decoder.heads * decoder.head_dim)
     widest = max(4 * d.feed_forward, 6 * attention) + 2 * d.hidden_size
-    return 4 * (batch * widest + 3 * length**2 * d.heads // d.kv_heads)
+    return 4 * (batch * widest + HEADS * length**2 * d.heads // d.kv_heads)

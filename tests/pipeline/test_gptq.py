@@ -130,7 +130,8 @@ def test_the_correction_equals_a_solution_in_float64(columns: int) -> None:
     w, x = layer(columns=columns, tokens=3000)
     h = hessian(x)
     lacking = np.random.default_rng(3).standard_normal(w.shape) * np.abs(h).mean() * 0.01
-    got = gptq.corrected(w.astype("f4"), lacking.astype("f4"), gptq.prepare(h.astype(np.float32), GROUP))
+    feedback = gptq.prepare(h.astype(np.float32), GROUP)
+    got = w + gptq.correction(lacking.astype("f4"), feedback)[np.argsort(feedback.order)].T
     damped = h + np.eye(columns) * gptq.DAMPING * np.diag(h).mean()
     wanted = w + np.linalg.solve(damped, lacking.T).T
     assert np.abs(got - wanted).max() <= tolerances.GPTQ_FACTOR * 10 * np.abs(wanted).max()
@@ -142,6 +143,6 @@ def test_corrected_weights_come_nearer_to_the_exact_outputs() -> None:
     feedback = gptq.prepare(hessian(moved).astype(np.float32), GROUP)
     lacking = w @ ((x - moved).T @ moved) / len(x)
     plain = gptq.quantize(w.astype("f4"), feedback, 4).dequantize()
-    better = gptq.quantize(gptq.corrected(w.astype("f4"), lacking.astype("f4"), feedback), feedback, 4).dequantize()
+    better = gptq.quantize(w.astype("f4"), feedback, 4, gptq.correction(lacking.astype("f4"), feedback)).dequantize()
     off = [np.square(w @ x.T - q @ moved.T).sum() for q in (plain, better)]
     assert off[1] < 0.95 * off[0]

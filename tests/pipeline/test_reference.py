@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -280,6 +281,25 @@ def test_a_product_has_the_same_bits_on_any_number_of_cores(
     assert np.abs(found[0][1] - 1 - wanted).max() < 1e-5 * np.abs(wanted).max()
     for each in found[1:]:
         assert all(np.array_equal(x, y) for x, y in zip(each, found[0], strict=True))
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_an_error_in_one_piece_of_the_work_ends_the_rest(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "usable_cores", lambda: cores)
+    begun: list[int] = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item == 3:
+            raise ValueError("the fourth")
+        time.sleep(0.01)
+
+    with blas.all_cores(), pytest.raises(ValueError, match="the fourth"):
+        blas.each(work, range(1000), 3)
+    assert len(begun) < 30
+    with blas.all_cores():
+        blas.each(begun.append, [-1, -2, -3], 2)
+    assert sorted(begun[-3:]) == [-3, -2, -1]
 
 
 def test_every_linear_layer_and_the_head_go_through_the_two_doors(tiny: tuple[Decoder, CheckpointWeights]) -> None:

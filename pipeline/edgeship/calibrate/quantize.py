@@ -17,10 +17,10 @@ from typing import IO, Literal
 import numpy as np
 
 from edgeship.archs.base import Decoder, block_bytes
-from edgeship.blas import all_cores
+from edgeship.blas import all_cores, each
 from edgeship.calibrate.statistics import Sums
 from edgeship.calibrate.store import StoredCodes
-from edgeship.calibration import CHUNK
+from edgeship.calibration import CHOOSERS, CHUNK
 from edgeship.encodings import Encoding
 from edgeship.errors import CheckpointError
 from edgeship.progress import Progress
@@ -219,18 +219,19 @@ class Calibrator:
         # What few tokens say of many columns is chance in part: measured, a whole correction then does harm.
         trust = np.float32(sums.count / (sums.count + DOUBT * len(moments)))
 
+        def correction(lacking: Floats | None, inputs: gptq.Feedback) -> Floats | None:
+            if lacking is None:
+                return None
+            lacking *= trust
+            return gptq.correction(lacking, inputs)
+
         def chosen(key: str) -> Choose:
             e = self.encodings[key]
             if e.group not in feedback:
                 return lambda a, rows: search.quantize(rows, moments, e.bits, e.group)
             inputs = feedback[e.group]
 
-            def choose(a: int, rows: Floats) -> QuantizedRows:
-                lacking = sums.missing(rows, a)
-                wanted = rows if lacking is None else gptq.corrected(rows, trust * lacking, inputs)
-                return gptq.quantize(wanted, inputs, e.bits)
-
-            return choose
+            return lambda a, rows: gptq.quantize(rows, inputs, e.bits, correction(sums.missing(rows, a), inputs))
 
         return chosen
 
@@ -239,20 +240,31 @@ class Calibrator:
     ) -> None:
         """Put a weight on the grid, rows at a time, into the store, and its new values into `into`."""
         stored = self.stored(key)
-        step = max(1, CHUNK // stored.shape[1])
+
+        def put(some: slice) -> None:
+            a, b = some.start, some.stop
+            made = choose(a, rows(a, b))
+            if not np.isfinite(made.scales).all():
+                raise CheckpointError(
+                    f"{self.weights.place(key)}: expected finite weights within the range of float16, found NaN, "
+                    f"infinity or a larger value. The artifact would answer with garbage.",
+                    hint="it is damaged or was saved mid-divergence: fetch it again",
+                )
+            store.put(a, made)
+            if into is not None:
+                into[a:b] = made.dequantize()
+
         with stored.writing() as store:
-            for a in range(0, stored.shape[0], step):
-                b = min(a + step, stored.shape[0])
-                made = choose(a, rows(a, b))
-                if not np.isfinite(made.scales).all():
-                    raise CheckpointError(
-                        f"{self.weights.place(key)}: expected finite weights within the range of float16, found NaN, "
-                        f"infinity or a larger value. The artifact would answer with garbage.",
-                        hint="it is damaged or was saved mid-divergence: fetch it again",
-                    )
-                store.put(a, made)
-                if into is not None:
-                    into[a:b] = made.dequantize()
+            each(put, _pieces(*stored.shape), CHOOSERS)
+
+
+def _pieces(rows: int, columns: int) -> list[slice]:
+    """The rows of a matrix in pieces of one size, a multiple of `CHOOSERS` where one would be too large."""
+    count = -(-rows * columns // CHUNK)
+    if count > 1:
+        count = -(-count // CHOOSERS) * CHOOSERS
+    step = -(-rows // count)
+    return [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
 
 
 def _rows(matrix: Floats, a: int, b: int) -> Floats:

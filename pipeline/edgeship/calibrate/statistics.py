@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder
 from edgeship.blas import add_product, all_cores, product
+from edgeship.calibration import STRIPE
 from edgeship.kept import written_whole
 from edgeship.progress import Progress
 from edgeship.reference.arithmetic import Floats
@@ -19,7 +20,6 @@ from edgeship.reference.blocks import Walk, walk_blocks
 from edgeship.reference.weights import HEAD, Weights
 
 Moments = NDArray[np.float64]
-STRIPE = 512  # columns whose products are summed at a time: no second matrix of the sums' size
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class Sums:
         """
         if self._cross is None:
             return None
-        lacking = product(rows, self._cross) if self._through is None else self._cross[a : a + len(rows)]
-        out: Floats = lacking / np.float32(max(self.count, 1))
-        return out
+        lacking = product(rows, self._cross) if self._through is None else self._cross[a : a + len(rows)].copy()
+        lacking /= np.float32(max(self.count, 1))
+        return lacking
 
     def take_upper(self) -> Floats:
         """The Hessian, of which only the upper triangle holds numbers to use; it is the caller's from here on."""

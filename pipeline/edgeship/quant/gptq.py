@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeship.blas import add_product, product
-from edgeship.quant.search import choose_scales, round_to
+from edgeship.quant.search import choose_scales, inverses
 from edgeship.tensors import QuantizedRows
 
 Floats = NDArray[np.float32]
@@ -120,11 +120,11 @@ def _factor_corner(a: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.ascontiguousarray(lower[::-1, ::-1])
 
 
-def corrected(rows: Floats, lacking: Floats, feedback: Feedback) -> Floats:
-    """Rows `[n, columns]` that make up for inputs which earlier layers' rounding has moved: W + L H^-1.
+def correction(lacking: Floats, feedback: Feedback) -> Floats:
+    """What makes rows up for inputs that earlier layers' rounding has moved: L H^-1, as `[columns, rows]`, ordered.
 
-    `lacking` is L = W (X_exact - X) X^T. With it the rows, times the inputs as they are, come nearest to what the exact
-    inputs would give (arXiv:2504.02692, in the symmetric form of its least-squares problem).
+    `lacking`, `[rows, columns]`, is L = W (X_exact - X) X^T. With it the rows, times the inputs as they are, come
+    nearest to what the exact inputs would give (arXiv:2504.02692, in the symmetric form of its least-squares problem).
     """
     upper, n = feedback.upper, len(feedback.order)
     z = np.ascontiguousarray(lacking.T[feedback.order])  # [columns, n]; becomes H^-1 L^T, from U D U^T z = L^T
@@ -135,9 +135,7 @@ def corrected(rows: Floats, lacking: Floats, feedback: Feedback) -> Floats:
     z /= feedback.errors[:, None]
     for a, b, inverse in spans:
         z[a:b] = product(inverse.T, z[a:b] - product(upper[:a, a:b].T, z[:a]))
-    out = rows.copy()
-    out[:, feedback.order] += z.T
-    return out
+    return z
 
 
 def _inverse(corner: Floats) -> Floats:
@@ -146,13 +144,15 @@ def _inverse(corner: Floats) -> Floats:
     return inverse
 
 
-def quantize(rows: Floats, feedback: Feedback, bits: int) -> QuantizedRows:
+def quantize(rows: Floats, feedback: Feedback, bits: int, missing: Floats | None = None) -> QuantizedRows:
     """Rows float32 `[rows, columns]` on the grid of `bits`; rows do not depend on each other.
 
-    Memory: four times that of the rows.
+    `missing` is their `correction`, whose memory is used. That taken beside it: three times that of the rows.
     """
     group, columns = feedback.group, rows.shape[1]
     w = np.ascontiguousarray(rows.T[feedback.order])  # [columns, rows], in the order they are worked through
+    if missing is not None:
+        w = np.add(w, missing, out=missing)
     errors = np.empty_like(w)  # W - Q
     codes = np.empty((columns, len(rows)), np.uint8)
     scales = np.empty((columns // group, len(rows)), np.float32)
@@ -179,11 +179,16 @@ def _round_group(
     w: Floats, target: Floats, errors: Floats, upper: Floats, scale: Floats, bits: int
 ) -> NDArray[np.uint8]:
     """Round a group's columns `[group, rows]` one by one, noting W - Q of each in `errors`; the codes."""
-    codes = np.empty(w.shape, np.uint8)
-    for k in range(len(w)):
-        wanted = target[k] + upper[:k, k] @ errors[:k]
-        steps = round_to(wanted, scale, bits)
-        np.copyto(codes[k], steps + np.float32(1 << (bits - 1)), casting="unsafe")
-        np.multiply(steps, scale, out=steps)
-        np.subtract(w[k], steps, out=errors[k])
-    return codes
+    zero, inverse = np.float32(1 << (bits - 1)), inverses(scale)
+    steps, before = np.empty_like(w), np.ascontiguousarray(upper.T)
+    for k, step in enumerate(steps):
+        np.matmul(before[k, :k], errors[:k], out=step)
+        step += target[k]
+        step *= inverse
+        np.rint(step, out=step)
+        np.maximum(step, -zero, out=step)
+        np.minimum(step, zero - 1, out=step)
+        np.multiply(step, scale, out=errors[k])
+        np.subtract(w[k], errors[k], out=errors[k])
+    steps += zero
+    return steps.astype(np.uint8)

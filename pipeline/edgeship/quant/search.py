@@ -20,6 +20,8 @@ PLACES: dict[int, tuple[float, ...]] = {
     8: (-128.0, -127.5, 127.0, 127.5),
 }
 
+AT_ONCE = 1 << 18  # weights times places rounded in one call: of small ones numpy's own overhead is most
+
 
 def choose_scales(x: Floats, weights: Floats, bits: int) -> Floats:
     """The scale of each group of x `[group, n]`, float32 `[n]` that float16 represents.
@@ -27,42 +29,52 @@ def choose_scales(x: Floats, weights: Floats, bits: int) -> Floats:
     `weights`, `[group, n]` or what broadcasts to it, weigh the squared errors. A group of zeros has scale 0; one that
     is not finite, or too large for float16, a scale that is not finite.
     """
+    places = np.asarray(PLACES[bits], np.float32)
+    step = max(1, AT_ONCE // x.size)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         extreme = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
         best, gain = np.zeros_like(extreme), np.zeros_like(extreme)
-        weighted = x * weights
-        for place in PLACES[bits]:
-            codes = round_to(x, extreme / np.float32(place), bits)
-            fit, size = (
-                np.einsum("gn,gn->n", weighted, codes),
-                np.einsum("gn,gn,gn->n", codes, codes, _full(weights, x)),
-            )
-            found = fit * fit / size
-            better = found > gain
-            gain[better] = found[better]
-            best[better] = (fit / size)[better]
+        whole = np.ascontiguousarray(np.broadcast_to(weights, x.shape))  # a view takes einsum three times as long
+        weighted = x * whole
+        for start in range(0, len(places), step):
+            tried = extreme / places[start : start + step, None]  # [places, n]
+            codes = round_to(x, tried[:, None], bits)
+            fit, size = np.einsum("gn,pgn->pn", weighted, codes), np.einsum("pgn,pgn,gn->pn", codes, codes, whole)
+            for scale, found in zip(fit / size, fit * fit / size, strict=True):
+                better = found > gain
+                np.copyto(gain, found, where=better)
+                np.copyto(best, scale, where=better)
         # No rounding can be better than none where the weights are all zero: any scale will do, that of the extreme.
-        best = np.where(gain > 0, best, extreme / np.float32(PLACES[bits][0]))
+        best = np.where(gain > 0, best, extreme / places[0])
         rounded: Floats = best.astype(np.float16).astype(np.float32)
         return rounded
 
 
 def round_to(x: Floats, scales: Floats, bits: int) -> Floats:
-    """x `[..., n]` in steps of `scales` `[n]`, to nearest within the grid; 0 where a scale is 0."""
-    zero = 1 << (bits - 1)
-    inverse = np.where(scales != 0, np.float32(1) / scales, np.float32(0))
-    steps = np.rint(x * inverse)
+    """x in steps of `scales`, which broadcast to it, to nearest within the grid; 0 where a scale is 0."""
+    zero = np.float32(1 << (bits - 1))
+    steps = x * inverses(scales)
+    np.rint(steps, out=steps)
     return np.clip(steps, -zero, zero - 1, out=steps)
+
+
+def inverses(scales: Floats) -> Floats:
+    """One over each scale; 0 where it is 0."""
+    return np.where(scales != 0, np.float32(1) / scales, np.float32(0))
 
 
 def quantize(rows: Floats, moments: NDArray[np.float64], bits: int, group: int) -> QuantizedRows:
     """Rows float32 `[rows, columns]` on the grid, errors weighed by the second moments `[columns]` of their inputs."""
-    count = len(rows)
-    x = np.ascontiguousarray(rows.reshape(-1, group).T)  # [group, rows * groups]
+    groups = rows.shape[1] // group
+    codes, scales = np.empty((group, len(rows) * groups), np.uint8), np.empty(len(rows) * groups, np.float32)
+    step = max(1, AT_ONCE // rows.shape[1])
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        scales = choose_scales(x, weigh(rows, moments, group), bits)
-        codes = round_to(x, scales, bits) + np.float32(1 << (bits - 1))
-        return QuantizedRows(bits, count, codes.astype(np.uint8), scales)
+        for a in range(0, len(rows), step):
+            some, at = rows[a : a + step], slice(a * groups, (a + step) * groups)
+            x = np.ascontiguousarray(some.reshape(-1, group).T)  # [group, rows * groups]
+            scales[at] = choose_scales(x, weigh(some, moments, group), bits)
+            codes[:, at] = round_to(x, scales[at], bits) + np.float32(1 << (bits - 1))
+    return QuantizedRows(bits, len(rows), codes, scales)
 
 
 def weigh(rows: Floats, moments: NDArray[np.float64], group: int) -> Floats:
@@ -79,7 +91,3 @@ def relative(moments: NDArray[np.float64]) -> Floats:
     """Second moments as weights around 1, none of them zero: an input that calibration never saw may come yet."""
     mean = moments.mean()
     return np.asarray(np.maximum(moments / mean, 1e-3) if mean > 0 else np.ones_like(moments), np.float32)
-
-
-def _full(weights: Floats, x: Floats) -> Floats:
-    return np.broadcast_to(weights, x.shape)

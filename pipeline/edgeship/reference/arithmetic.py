@@ -18,12 +18,15 @@ def rms_norm(x: Floats, gain: Floats, eps: float) -> Floats:
     return out
 
 
-def silu(x: Floats) -> Floats:
-    """x times its logistic function."""
+def gate_by_silu(x: Floats, up: Floats) -> None:
+    """Replace x by x times its logistic function, times `up`."""
+    divisor = np.negative(x)
     # exp(-x) may overflow to infinity, and x / infinity is the 0 that SiLU tends to.
     with np.errstate(over="ignore"):
-        out: Floats = x / (1 + np.exp(-x))
-    return out
+        np.exp(divisor, out=divisor)
+    divisor += 1
+    x /= divisor
+    x *= up
 
 
 def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
@@ -40,10 +43,12 @@ def attend(q: Floats, keys: Floats, values: Floats, past: int) -> Floats:
     s, heads, head_dim = q.shape
     length, kv_heads, _ = keys.shape
     by_kv = q.reshape(s, kv_heads, -1, head_dim).transpose(1, 2, 0, 3)  # [kv_heads, heads of each, S, head_dim]
-    scores = by_kv @ keys.transpose(1, 2, 0)[:, None] * np.float32(head_dim**-0.5)  # [..., S, L]
+    scores: Floats = by_kv @ keys.transpose(1, 2, 0)[:, None]  # [..., S, L]; becomes the weights
+    scores *= np.float32(head_dim**-0.5)
     ahead = np.arange(length)[None, :] > past + np.arange(s)[:, None]
-    scores[..., ahead] = -np.inf
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    out: Floats = weights @ values.transpose(1, 0, 2)[:, None]  # [kv_heads, heads of each, S, head_dim]
+    np.copyto(scores, np.float32(-np.inf), where=ahead)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    out: Floats = scores @ values.transpose(1, 0, 2)[:, None]  # [kv_heads, heads of each, S, head_dim]
     return out.transpose(2, 0, 1, 3).reshape(s, heads * head_dim)

@@ -19,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder, block_bytes
-from edgeship.blas import all_cores, product
-from edgeship.calibration import BATCH_TOKENS
+from edgeship.blas import all_cores, each, product
+from edgeship.calibration import BATCH_TOKENS, HEADS
 from edgeship.kept import written_whole
 from edgeship.progress import Progress, Silent
-from edgeship.reference.arithmetic import Floats, attend, rms_norm, rotate, silu
+from edgeship.reference.arithmetic import Floats, attend, gate_by_silu, rms_norm, rotate
 from edgeship.reference.weights import EMBED, Weights
 
 CHUNK_WEIGHTS = 1 << 20  # weights widened at a time
+GATED_ROWS = 32  # tokens whose gates are worked out at a time: they stay in a cache
 QKV, OUT, GATE_UP, DOWN = ("attn.q", "attn.k", "attn.v"), ("attn.o",), ("mlp.gate", "mlp.up"), ("mlp.down",)
 SITES = (QKV, OUT, GATE_UP, DOWN)
 """The linear layers of a block in running order; those of one site read the same input."""
@@ -85,17 +86,18 @@ class Block:
         if d.qk_norm:
             q, k = self._norm(q, "attn.q_norm"), self._norm(k, "attn.k_norm")
         cos, sin = (t[:, None, :] for t in d.rope.tables(0, max(lengths)))  # [S, 1, head_dim / 2]
-        out = np.empty((len(normed), d.heads * d.head_dim), np.float32)
+        out = np.empty(q.shape, np.float32)
         share, starts = d.heads // d.kv_heads, itertools.accumulate(lengths, initial=0)
-        for a, n in zip(starts, lengths, strict=False):
-            rotated = rotate(q[a : a + n], cos[:n], sin[:n])
-            keys = rotate(k[a : a + n], cos[:n], sin[:n])
-            answers = out[a : a + n].reshape(n, d.heads, d.head_dim)
-            for head in range(d.kv_heads):  # one at a time: scores grow with the square of the sequence
-                own, one = slice(head * share, (head + 1) * share), slice(head, head + 1)
-                answered = attend(rotated[:, own], keys[:, one], v[a : a + n, one], 0)
-                answers[:, own] = answered.reshape(n, share, d.head_dim)
-        return out
+
+        def answer(sequence: slice, head: int) -> None:
+            n, own, one = sequence.stop - sequence.start, slice(head * share, (head + 1) * share), slice(head, head + 1)
+            queries, keys = (rotate(x, cos[:n], sin[:n]) for x in (q[sequence, own], k[sequence, one]))
+            out[sequence, own] = attend(queries, keys, v[sequence, one], 0).reshape(n, share, d.head_dim)
+
+        sequences = [slice(a, a + n) for a, n in zip(starts, lengths, strict=False)]
+        # A few at a time: scores grow with the square of the sequence.
+        each(lambda one: answer(*one), list(itertools.product(sequences, range(d.kv_heads))), HEADS)
+        return out.reshape(len(normed), -1)
 
     def after_attention(self, x: Floats, heads: Floats) -> Floats:
         """The residual stream `[T, D]` behind the attention."""
@@ -107,8 +109,9 @@ class Block:
 
     def gated(self, normed: Floats) -> Floats:
         """What down multiplies, `[T, feed_forward]`."""
-        out = silu(self.linear("mlp.gate", normed))
-        out *= self.linear("mlp.up", normed)
+        out, up = self.linear("mlp.gate", normed), self.linear("mlp.up", normed)
+        rows = [slice(a, a + GATED_ROWS) for a in range(0, len(out), GATED_ROWS)]
+        each(lambda some: gate_by_silu(out[some], up[some]), rows, len(rows))
         return out
 
     def after_mlp(self, x: Floats, gated: Floats) -> Floats:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgeship.archs.base import Decoder
 from edgeship.blas import one_thread
-from edgeship.reference.arithmetic import attend, rms_norm, rotate, silu
+from edgeship.reference.arithmetic import attend, gate_by_silu, rms_norm, rotate
 from edgeship.reference.weights import EMBED, HEAD, Floats, Weights
 
 CHUNK_WEIGHTS = 1 << 19  # weights worked through at a time: 2 MB of float32 stays in cache, and threads meet rarely
@@ -175,8 +175,9 @@ class Pass:
         return self.linear(p + "o", out)
 
     def _feed_forward(self, p: str, x: Floats) -> Floats:
-        gate = silu(self.linear(p + "gate", x))
-        return self.linear(p + "down", gate * self.linear(p + "up", x))
+        gated = self.linear(p + "gate", x)
+        gate_by_silu(gated, self.linear(p + "up", x))
+        return self.linear(p + "down", gated)
 
 
 def _product(w: Floats, columns: Floats, out: Floats) -> None:

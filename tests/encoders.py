@@ -47,17 +47,30 @@ def write_words(directory: Path, *, cased: bool = False) -> Tokenizer:
 
 
 def write_graph(
-    path: Path, task: str, *, labels: int = len(LABELS), extra_input: bool = False, dynamic: bool = False
+    path: Path,
+    task: str,
+    *,
+    labels: int = len(LABELS),
+    extra_input: bool = False,
+    dynamic: bool = False,
+    positions: bool = False,
 ) -> Answer:
     """A graph that looks vectors up and, to classify, projects them; returns the same in numpy for one text.
 
-    A `dynamic` one rounds vectors to 8 bits, over the range of all that is run together; numpy does not.
+    With `positions` it takes the tokens' numbers too, and adds them. A `dynamic` one rounds vectors to 8 bits, over the
+    range of all that is run together; numpy does not.
     """
     rng = np.random.default_rng(7)
     table = rng.standard_normal((len(WORDS), SIZE)).astype(np.float32)
     project = rng.standard_normal((SIZE, labels)).astype(np.float32)
     node = helper.make_node
-    nodes = [node("Gather", ["table", "input_ids"], ["rows"])]
+    nodes = [node("Gather", ["table", "input_ids"], ["looked_up" if positions else "rows"])]
+    if positions:
+        nodes += [
+            node("Cast", ["position_ids"], ["places"], to=TensorProto.FLOAT),
+            node("Unsqueeze", ["places", "last"], ["places_of_rows"]),
+            node("Add", ["looked_up", "places_of_rows"], ["rows"]),
+        ]
     shape: list[Any] = ["n", "t", SIZE]
     if task == "feature-extraction":
         rounded = [
@@ -78,6 +91,7 @@ def write_graph(
         ]
         shape = ["n", labels]
     names = ["input_ids", "attention_mask", *(["pixel_values"] if extra_input else [])]
+    names += ["position_ids"] if positions else []
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "t"]) for name in names]
     values = [
         numpy_helper.from_array(table, "table"),
@@ -91,7 +105,7 @@ def write_graph(
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
 
     def answer(ids: Sequence[int]) -> NDArray[np.float32]:
-        rows = table[list(ids)]
+        rows = table[list(ids)] + (np.arange(len(ids), dtype=np.float32)[:, None] if positions else 0)
         if task == "feature-extraction":
             return np.asarray(rows)
         return np.asarray(rows @ project if task == "token-classification" else rows.sum(axis=0) @ project)
@@ -134,7 +148,7 @@ def write_pair(directory: Path) -> Callable[[Sequence[int], Sequence[int]], NDAr
     return logits
 
 
-def modules(*, normalize: bool = True, mean: bool = True, more: str = "") -> dict[str, Any]:
+def modules(*, normalize: bool = True, pooling: str = "mean_tokens", more: str = "") -> dict[str, Any]:
     """sentence-transformers' module files by name."""
     kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else []), *([more] if more else [])]
     paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
@@ -145,8 +159,7 @@ def modules(*, normalize: bool = True, mean: bool = True, more: str = "") -> dic
         ],
         "1_Pooling/config.json": {
             "word_embedding_dimension": SIZE,
-            "pooling_mode_cls_token": not mean,
-            "pooling_mode_mean_tokens": mean,
+            **{f"pooling_mode_{each}": each == pooling for each in ("cls_token", "mean_tokens", "lasttoken")},
         },
     }
 
@@ -282,6 +295,25 @@ def write_bert(
     return model
 
 
+def write_embedder(directory: Path, kind: str) -> Any:
+    """A small "qwen2" or "qwen3" with random weights that embeds by its last token; returns the model."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = AutoConfig.for_model(kind, vocab_size=len(WORDS), initializer_range=0.2, **sizes, **heads)
+    model = AutoModel.from_config(config).eval()
+    model.save_pretrained(directory, safe_serialization=True)
+    write_words(directory)
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "model_max_length": 48})
+    )
+    write_files(directory, modules(pooling="lasttoken"))
+    return model
+
+
 def ids_of(directory: Path, text: str) -> list[int]:
     """Ids by the tokenizers library itself, cut as the artifact says."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -305,7 +337,7 @@ def config(labels: int, **more: Any) -> dict[str, Any]:
 def with_golden(tmp_path: Path, task: str, change: Callable[[dict[str, Any]], Any] = lambda value: None) -> Path:
     """A toy artifact with an acceptance test by numpy, changed by `change`."""
     directory, answer = write_encoder(tmp_path / "a", task)
-    reading = Pooling(True, True) if task == EMBED else Scores(LABELS, "softmax")
+    reading = Pooling("mean", True) if task == EMBED else Scores(LABELS, "softmax")
     cases = [(text, ids := ids_of(directory, text), reading(answer(ids))) for text in TEXTS]
     value = golden(cases)
     change(value)

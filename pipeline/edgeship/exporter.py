@@ -40,7 +40,7 @@ class Optimum(Frozen):
         default=None,
         description="texts for static quantization, one per line: a file, absolute or relative to the recipe's",
     )
-    pooling: Literal["mean", "cls"] | None = Field(
+    pooling: Literal["mean", "cls", "lasttoken"] | None = Field(
         default=None, description="how tokens become one vector; else what the checkpoint's modules.json says"
     )
     normalize: bool | None = Field(

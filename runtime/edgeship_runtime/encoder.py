@@ -37,7 +37,10 @@ BATCH = 32
 FLOOR = 0.02
 """Of the size of a classifier's logits: differences that hardly count where it answers all texts alike."""
 
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "lasttoken": "lasttoken"}
+"""Ways of making the vectors of tokens one, and what sentence-transformers calls them."""
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _MAX_BYTES = 1 << 24
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -46,14 +49,14 @@ Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Pooling:
-    """How the vectors of tokens become one: their mean or the first, of length 1 if `normalize`."""
+    """How the vectors of tokens become one: their mean, the first or the last, of length 1 if `normalize`."""
 
-    mean: bool
+    kind: str  # of `POOLINGS`
     normalize: bool
 
     def __call__(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """The vector [size] of rows [tokens, size]."""
-        vector: NDArray[np.float32] = rows.mean(axis=0) if self.mean else rows[0]
+        vector: NDArray[np.float32] = rows.mean(axis=0) if self.kind == "mean" else rows[-(self.kind == "lasttoken")]
         return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12)) if self.normalize else vector
 
 
@@ -123,19 +126,19 @@ def read_scores(path: Path, task: str) -> Scores:
 def _pooling(directory: Path, manifest: Manifest) -> Pooling:
     path = artifact_file(directory, manifest, MODULES)
     top = Fields({"modules": read_json(path, _MAX_BYTES)}, str(path), "", ("modules",))
-    kinds, mean = [], False
+    kinds, asked = [], list[str]()
     for i, item in enumerate(top.items("modules", 16)):
         module = top.inner(item, f"modules[{i}]", ("path", "type"), ("idx", "name"))
         kinds.append(module.text("type").rpartition(".")[2])
         if kinds[-1] == "Pooling":
             file = artifact_file(directory, manifest, f"{module.text('path')}/{CONFIG}")
             said = Fields(read_json(file, _MAX_BYTES), str(file), "", (), open=True)
-            mean = said.flag("pooling_mode_mean_tokens")
-            if said.flag("pooling_mode_cls_token") == mean:
-                raise said.error("", "expected the pooling of either mean_tokens or cls_token")
+            asked = [kind for kind, name in POOLINGS.items() if said.value(f"pooling_mode_{name}") is True]
+            if len(asked) != 1:
+                raise said.error("", f"expected the pooling of one of {', '.join(POOLINGS.values())}")
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise top.error("modules", f"expected Transformer, Pooling and perhaps Normalize, found {', '.join(kinds)}")
-    return Pooling(mean, len(kinds) == 3)
+    return Pooling(asked[0], len(kinds) == 3)
 
 
 class Encoder(Model):
@@ -233,7 +236,8 @@ class EncoderEngine:
         for row, text in enumerate(texts):
             ids[row, : len(text)] = check_ids(text, self.vocab_size)
             mask[row, : len(text)] = 1
-        given = dict(zip(_INPUTS, (ids, mask, np.zeros_like(ids)), strict=True))
+        places = np.broadcast_to(np.arange(width), ids.shape)
+        given = dict(zip(_INPUTS, (ids, mask, np.zeros_like(ids), places), strict=True))
         try:
             out = self._session.run([self._output], {name: given[name] for name in self._inputs})[0]
         except Exception as error:  # onnxruntime raises its own types, and RuntimeError

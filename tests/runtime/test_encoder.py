@@ -39,17 +39,19 @@ from encoders import (
 from toy_artifact import write_toy
 
 
-@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token", "lasttoken"])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_vectors_are_pooled_as_the_modules_say(tmp_path: Path, mean: bool, normalize: bool) -> None:
-    directory, answer = write_encoder(tmp_path / "a", EMBED, modules(mean=mean, normalize=normalize))
+@pytest.mark.parametrize("positions", [True, False])
+def test_vectors_are_pooled_as_the_modules_say(tmp_path: Path, pooling: str, normalize: bool, positions: bool) -> None:
+    files = modules(pooling=pooling, normalize=normalize)
+    directory, answer = write_encoder(tmp_path / "a", EMBED, files, positions=positions)
     with load(directory) as model:
         found = model.embed(TEXTS, batch_size=2)
     assert found.shape == (len(TEXTS), SIZE)
     assert found.dtype == np.float32
     for text, vector in zip(TEXTS, found, strict=True):
         rows = answer(ids_of(directory, text)).astype(np.float64)
-        wanted = rows.mean(axis=0) if mean else rows[0]
+        wanted = {"mean_tokens": rows.mean(axis=0), "cls_token": rows[0], "lasttoken": rows[-1]}[pooling]
         wanted = wanted / np.linalg.norm(wanted) if normalize else wanted
         np.testing.assert_allclose(vector, wanted, rtol=1e-5, atol=1e-6)
 
@@ -208,11 +210,12 @@ def test_a_generating_model_embeds_nothing(tmp_path: Path) -> None:
 
 
 def test_modules_that_are_not_known(tmp_path: Path) -> None:
-    both = modules()
+    both, none = modules(), modules(pooling="max_tokens")
     both["1_Pooling/config.json"]["pooling_mode_cls_token"] = True
     bad: list[tuple[str, dict[str, Any], str]] = [
         (EMBED, modules(more="Dense"), "Dense"),
-        (EMBED, both, "either mean_tokens or cls_token"),
+        (EMBED, both, "one of mean_tokens, cls_token, lasttoken"),
+        (EMBED, none, "one of mean_tokens, cls_token, lasttoken"),
         (EMBED, {}, "modules.json"),
         (TEXT, {"config.json": {"id2label": {"1": "a"}}}, "id2label"),
     ]

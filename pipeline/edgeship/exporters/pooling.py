@@ -14,12 +14,12 @@ from edgeship.errors import CheckpointError
 from edgeship.exporter import Optimum
 from edgeship.exporters.texts import TEXTS
 from edgeship.tokenizer import TOKENIZER_CONFIG, read_limited, read_optional
-from edgeship_runtime.encoder import CONFIG
+from edgeship_runtime.encoder import CONFIG, POOLINGS
 from edgeship_runtime.errors import EdgeshipRuntimeError
 from edgeship_runtime.strict import Fields, parse_json
 
 POOLING = "1_Pooling"
-MODES = {"mean_tokens": "mean", "cls_token": "cls"}
+MODES = {name: kind for kind, name in POOLINGS.items()}
 KINDS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 
 
@@ -27,7 +27,7 @@ KINDS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 class Modules:
     """What follows the transformer."""
 
-    pooling: str  # "mean" or "cls"
+    pooling: str  # of `POOLINGS`
     normalize: bool
     prompts: bool = True  # tokens of a prompt count, too
 
@@ -40,7 +40,7 @@ def read_modules(directory: Path, options: Optimum) -> Modules:
             return Modules(options.pooling, options.normalize is not False)
         raise CheckpointError(
             f"{path}: expected the modules of an embedding model, found no such file.",
-            hint="say how its tokens become a vector: optimum: {pooling: mean} or {pooling: cls}",
+            hint="say how its tokens become a vector: optimum: {pooling: mean}, cls or lasttoken",
         )
     try:
         kinds, places = _listed(path)
@@ -60,7 +60,7 @@ def read_modules(directory: Path, options: Optimum) -> Modules:
     if not is_plain(places[1]):
         raise CheckpointError(f"{path}: expected a directory beside it, found {show(places[1])}.", hint=DAMAGED)
     pooling, prompts = _mode(directory / places[1] / CONFIG)
-    return Modules(pooling, normalize, prompts or pooling == "cls")
+    return Modules(pooling, normalize, prompts or pooling != "mean")
 
 
 def _listed(path: Path) -> tuple[list[str], list[str]]:
@@ -75,7 +75,7 @@ def _mode(path: Path) -> tuple[str, bool]:
     if not path.is_file():
         raise CheckpointError(
             f"{path}: expected how tokens become a vector, found no such file.",
-            hint="download it again with its directories, or say optimum: {pooling: mean} or {pooling: cls}",
+            hint="download it again with its directories, or say optimum: {pooling: mean}, cls or lasttoken",
         )
     config = parse_object(read_limited(path), str(path), "the pooling")
     prefix = "pooling_mode_"
@@ -83,7 +83,7 @@ def _mode(path: Path) -> tuple[str, bool]:
     asked = [MODES.get(each, each) for each in asked] or [str(config.get("pooling_mode", "nothing"))]
     if len(asked) != 1 or asked[0] not in MODES.values():
         raise CheckpointError(
-            f"{path}: expected pooling by mean or cls, found {show(' and '.join(asked))}.",
+            f"{path}: expected pooling by mean, cls or lasttoken, found {show(' and '.join(asked))}.",
             hint="other ways are not known here",
         )
     return asked[0], config.get("include_prompt") is not False
@@ -100,8 +100,7 @@ def module_files(modules: Modules, size: int, length: int) -> dict[str, Any]:
         ],
         f"{POOLING}/{CONFIG}": {
             "word_embedding_dimension": size,
-            "pooling_mode_cls_token": modules.pooling == "cls",
-            "pooling_mode_mean_tokens": modules.pooling == "mean",
+            **{f"pooling_mode_{name}": modules.pooling == kind for kind, name in POOLINGS.items()},
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
         },

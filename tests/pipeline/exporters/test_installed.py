@@ -24,7 +24,7 @@ from edgeship.progress import Silent
 from edgeship.recipe_file import read_recipe
 from edgeship_runtime import load
 from edgeship_runtime.verify import verify
-from encoders import write_bert, write_rewriter
+from encoders import write_bert, write_embedder, write_rewriter
 from tolerances import COSINE_FLOAT, COSINE_INT8, COSINE_MINILM_INT8
 
 pytestmark = [pytest.mark.exporter, pytest.mark.parity, pytest.mark.timeout(900)]  # they import torch each time
@@ -79,6 +79,26 @@ def test_vectors_are_those_of_transformers(export: Any, tmp_path: Path, options:
     with load(report.artifact) as model:
         found = model.embed(TEXTS, batch_size=1)
     assert (found * float_vectors(tmp_path / "bert", TEXTS, 48)).sum(axis=1).min() > least
+
+
+@needs("optimum")
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_vectors_of_a_decoder_are_its_last_tokens(export: Any, tmp_path: Path, kind: str) -> None:
+    import torch
+    from tokenizers import Tokenizer
+
+    oracle = write_embedder(tmp_path / "decoder", kind)
+    report = export(tmp_path / "decoder", "exporter: optimum\noptimum: {quantization: none}")
+    assert verify(report.artifact).verdict == "pass"
+    tokenizer = Tokenizer.from_file(str(tmp_path / "decoder" / "tokenizer.json"))
+    with load(report.artifact) as model:
+        found = model.embed(TEXTS, batch_size=len(TEXTS))
+    with torch.no_grad():
+        wanted = [oracle(torch.tensor([tokenizer.encode(text).ids]))[0][0, -1].double().numpy() for text in TEXTS]
+    for vector, theirs in zip(found, wanted, strict=True):
+        assert vector @ theirs / np.linalg.norm(theirs) > COSINE_FLOAT
+    quantized = export(tmp_path / "decoder", "exporter: optimum\naccept: {cosine: 0.9}")
+    assert verify(quantized.artifact).verdict == "pass"
 
 
 @needs("optimum")

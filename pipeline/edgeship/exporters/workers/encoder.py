@@ -25,6 +25,7 @@ CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
 }
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 UNUSED = "pooler."  # a layer that training adds, of which an embedding makes no use
 
 Ids = Sequence[int]
@@ -106,7 +107,8 @@ def _graph_answers(path: Path, cases: Sequence[Ids], threads: int) -> Iterator[N
 
 def _feeds(inputs: Any, ids: Ids) -> dict[str, NDArray[np.int64]]:
     given = np.array([ids], np.int64)
-    known = {"input_ids": given, "attention_mask": np.ones_like(given), "token_type_ids": np.zeros_like(given)}
+    values = (given, np.ones_like(given), np.zeros_like(given), np.arange(given.size)[None])
+    known = dict(zip(INPUTS, values, strict=True))
     return {each.name: known[each.name] for each in inputs}
 
 
@@ -119,7 +121,7 @@ def _export(checkpoint: Path, out: Path, task: str) -> None:
         raise RefusedError(f"Optimum does not export this model for {task}: {text}") from None
     graph = onnx.load(out / "model.onnx", load_external_data=False).graph
     inputs = [each.name for each in graph.input]
-    if "input_ids" not in inputs or set(inputs) - {"input_ids", "attention_mask", "token_type_ids"}:
+    if "input_ids" not in inputs or set(inputs) - set(INPUTS):
         raise RefusedError(f"expected a graph of token ids and a mask, found the inputs {', '.join(inputs)}.")
 
 

@@ -199,6 +199,28 @@ def test_every_code_is_chosen_with_one_thread_of_blas(
     assert set(threads) == {1}
 
 
+@pytest.mark.parametrize("algorithm", ["rtn-search", "gptq"])
+def test_codes_are_the_same_on_any_number_of_cores(
+    algorithm: quantize.Algorithm,
+    small: Path,
+    tokens: list[list[int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder, weights = opened(small)
+    encodings = body(decoder) | {HEAD: INT4, EMBED: INT4}
+    monkeypatch.setattr(quantize, "CHUNK", 1 << 9)  # many pieces of each matrix
+    monkeypatch.setattr(blas, "SMALL", 1 << 9)  # and of each product
+    monkeypatch.setattr(blas, "PIECE", 8)
+    found = []
+    for cores in (1, 2, 5):
+        monkeypatch.setattr(blas, "usable_cores", lambda cores=cores: cores)
+        made = Calibrator(decoder, weights, tokens, encodings, algorithm, tmp_path / str(cores), Silent()).run()
+        found.append({key: each.path.read_bytes() for key, each in made.items()})
+    assert found[0].keys() == set(encodings)
+    assert found[0] == found[1] == found[2]
+
+
 class Listening(Silent):
     def __init__(self) -> None:
         self.notes: list[str] = []

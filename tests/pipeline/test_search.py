@@ -56,6 +56,18 @@ def test_it_comes_near_the_best_of_all_scales(moments: NDArray[np.float64]) -> N
     assert ours.sum() < 1.03 * best.sum()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_are_the_same_however_many_are_tried_at_once(
+    bits: int, x: NDArray[np.float32], moments: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for most in (1, 1 << 13, 1 << 30):
+        monkeypatch.setattr(search, "AT_ONCE", most)
+        made = search.quantize(x, moments, bits, 32)
+        found.append((made.codes.tobytes(), made.scales.tobytes()))
+    assert found[0] == found[1] == found[2]
+
+
 finite = st.floats(-60000, 60000, width=32)
 
 

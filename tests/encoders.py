@@ -295,22 +295,24 @@ def write_bert(
     return model
 
 
-def write_embedder(directory: Path, kind: str) -> Any:
-    """A small "qwen2" or "qwen3" with random weights that embeds by its last token; returns the model."""
+def write_decoder(directory: Path, kind: str, task: str = EMBED) -> Any:
+    """A small "qwen2" or "qwen3" with random weights that embeds by its last token or classifies; returns the model."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    config = AutoConfig.for_model(kind, vocab_size=len(WORDS), initializer_range=0.2, **sizes, **heads)
-    model = AutoModel.from_config(config).eval()
+    ends = {"pad_token_id": WORDS.index("[PAD]"), "num_labels": len(LABELS), "initializer_range": 0.2}
+    config = AutoConfig.for_model(kind, vocab_size=len(WORDS), **sizes, **heads, **ends)
+    model = (AutoModel if task == EMBED else AutoModelForSequenceClassification).from_config(config).eval()
     model.save_pretrained(directory, safe_serialization=True)
     write_words(directory)
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "model_max_length": 48})
     )
-    write_files(directory, modules(pooling="lasttoken"))
+    if task == EMBED:
+        write_files(directory, modules(pooling="lasttoken"))
     return model
 
 

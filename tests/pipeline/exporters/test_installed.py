@@ -24,7 +24,7 @@ from edgeship.progress import Silent
 from edgeship.recipe_file import read_recipe
 from edgeship_runtime import load
 from edgeship_runtime.verify import verify
-from encoders import write_bert, write_embedder, write_rewriter
+from encoders import write_bert, write_decoder, write_rewriter
 from tolerances import COSINE_FLOAT, COSINE_INT8, COSINE_MINILM_INT8
 
 pytestmark = [pytest.mark.exporter, pytest.mark.parity, pytest.mark.timeout(900)]  # they import torch each time
@@ -87,7 +87,7 @@ def test_vectors_of_a_decoder_are_its_last_tokens(export: Any, tmp_path: Path, k
     import torch
     from tokenizers import Tokenizer
 
-    oracle = write_embedder(tmp_path / "decoder", kind)
+    oracle = write_decoder(tmp_path / "decoder", kind)
     report = export(tmp_path / "decoder", "exporter: optimum\noptimum: {quantization: none}")
     assert verify(report.artifact).verdict == "pass"
     tokenizer = Tokenizer.from_file(str(tmp_path / "decoder" / "tokenizer.json"))
@@ -99,6 +99,24 @@ def test_vectors_of_a_decoder_are_its_last_tokens(export: Any, tmp_path: Path, k
         assert vector @ theirs / np.linalg.norm(theirs) > COSINE_FLOAT
     quantized = export(tmp_path / "decoder", "exporter: optimum\naccept: {cosine: 0.9}")
     assert verify(quantized.artifact).verdict == "pass"
+
+
+@needs("optimum")
+def test_labels_of_a_decoder_are_those_of_transformers(export: Any, tmp_path: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer
+
+    oracle = write_decoder(tmp_path / "decoder", "qwen3", "text-classification")
+    report = export(tmp_path / "decoder", "exporter: optimum\noptimum: {task: text-classification, quantization: none}")
+    assert verify(report.artifact).verdict == "pass"
+    tokenizer = Tokenizer.from_file(str(tmp_path / "decoder" / "tokenizer.json"))
+    with load(report.artifact) as model:
+        found = model.classify(TEXTS, batch_size=len(TEXTS))
+    for text, labels in zip(TEXTS, found, strict=True):
+        with torch.no_grad():
+            scores = oracle(torch.tensor([tokenizer.encode(text).ids])).logits[0].softmax(dim=-1).tolist()
+        wanted = {f"LABEL_{i}": score for i, score in enumerate(scores)}
+        assert {each.name: each.score for each in labels} == pytest.approx(wanted, abs=1e-5)
 
 
 @needs("optimum")

@@ -58,7 +58,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def all_cores() -> Iterator[None]:
-    """Have the products of this thread run on a thread a core inside the block."""
+    """Have what this thread gives to `each`, and its products, run on a thread a core inside the block."""
     with one_thread(), ThreadPoolExecutor(usable_cores()) as pool:
         token = _crew.set(pool)
         try:

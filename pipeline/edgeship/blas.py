@@ -28,9 +28,7 @@ T = TypeVar("T")
 # The spellings of numpy's wheels, old and new, and of a plain OpenBLAS.
 SPELLINGS = ("scipy_openblas_{}64_", "openblas_{}64_", "openblas_{}")
 
-PIECE = (
-    192  # columns of a product at least: with fewer, packing the other factor anew for each costs more than it gains
-)
+PIECE = 192  # columns of a product at least: packing the other factor anew for fewer costs more than it gains
 PIECES = 16
 SMALL = 1 << 24  # multiply-adds of a product that takes no longer than sharing it out
 

@@ -102,6 +102,7 @@ def test_a_hostile_request_is_refused_and_learns_nothing(served: Served, case: C
 def test_after_all_that_the_answer_is_right(served: Served) -> None:
     assert served.ask().json()["choices"][0]["message"]["content"] == COLD
     assert served.get("/health").json()["status"] != "unhealthy"
+    assert SECRET not in json.dumps(served.lines), "in no line, however late it came"
 
 
 KEY = "es-right"

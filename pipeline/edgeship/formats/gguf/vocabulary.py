@@ -93,14 +93,14 @@ def read_vocabulary(files: Mapping[str, bytes], known: SpecialTokens, vocab_size
 
 def choose_pre(raw: Mapping[str, Any]) -> str:
     """llama.cpp's name for the pre-tokenizer of a tokenizer.json; raises CheckpointError at an unknown structure."""
-    model = raw.get("model") or {}
+    model, decoder = (_object(raw.get(part), part) or {} for part in ("model", "decoder"))
     for part, expected, found in (
         ("model.type", "BPE", model.get("type")),
         ("model.byte_fallback", False, bool(model.get("byte_fallback"))),  # true: a SentencePiece vocabulary
         ("model.dropout", None, model.get("dropout") or None),
         ("model.continuing_subword_prefix", None, model.get("continuing_subword_prefix") or None),
         ("model.end_of_word_suffix", None, model.get("end_of_word_suffix") or None),
-        ("decoder", "ByteLevel", (raw.get("decoder") or {}).get("type")),
+        ("decoder", "ByteLevel", decoder.get("type")),
     ):
         if found != expected:
             raise _unknown(f"{part} is {found!r} (expected {expected!r})")
@@ -136,11 +136,19 @@ def _brief(node: Any) -> str:
 
 def _flat(node: Any, members: str) -> Iterator[dict[str, Any]]:
     """The steps of a normalizer, pre-tokenizer or post-processor, sequences unfolded."""
-    if isinstance(node, dict) and node.get("type") == "Sequence":
-        for inner in node.get(members) or []:
+    step = _object(node, members)
+    if step is not None and step.get("type") == "Sequence":
+        for inner in step.get(members) or []:
             yield from _flat(inner, members)
-    elif isinstance(node, dict):
-        yield node
+    elif step is not None:
+        yield step
+
+
+def _object(node: Any, part: str) -> dict[str, Any] | None:
+    """An object or nothing; the tokenizers library reads some parts from lists, too, whose members have no names."""
+    if node is not None and not isinstance(node, dict):
+        raise _unknown(f"{part} holds {_brief(node)} (expected an object)")
+    return node
 
 
 def _step(node: Mapping[str, Any]) -> Step:
